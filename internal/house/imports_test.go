@@ -54,6 +54,7 @@ var rules = []rule{
 	{"pamhome", []string{"records", "homed/home1", "pamhome/frame"}, "the helper speaks the bus only, so it works with systemd-homed as well"},
 	{"pamhome/...", []string{"records", "homed/home1", "pamhome", "pamhome/..."}, "the helper speaks the bus only, so it works with systemd-homed as well"},
 
+	{"cmd/homed/system", nil, "files that are installed, and their test"},
 	{"cmd/homed", []string{"homed/...", "records"}, "the daemon must not link storage: it then cannot hold a volume key"},
 	{"cmd/homework", []string{"homed/worker", "storage", "storage/...", "records"}, "the worker is the one place where daemon protocol and storage meet"},
 	{"cmd/homectl", []string{"homed/home1", "records", "records/..."}, "homectl is a bus client like any other"},

@@ -1,0 +1,175 @@
+#!/bin/sh
+# Installs what "make build" made, and takes it away again.
+#
+#   install.sh install | uninstall
+#
+# PREFIX   /usr/local by default. The PAM module has its helper's path compiled
+#          in, so it must be the PREFIX that "make build" was given.
+# DESTDIR  staging root for packagers: nothing outside of it is touched, nothing
+#          is diverted and no service is asked.
+# PAMDIR   directory of PAM modules; found by where pam_unix.so is.
+# FORCE=1  uninstall although homes are active.
+#
+# Everything installed is listed in PREFIX/lib/hearth/manifest, one "file PATH"
+# or "divert PATH" a line; uninstall goes by that list alone.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(cd "$here/../../.." && pwd)
+build=${BUILD:-$top/build}
+PREFIX=${PREFIX:-/usr/local}
+DESTDIR=${DESTDIR:-}
+lib=$PREFIX/lib/hearth
+manifest=$DESTDIR$lib/manifest
+
+die() { echo "install.sh: $*" >&2; exit 1; }
+
+case $PREFIX in /*) ;; *) die "PREFIX must be an absolute path, not '$PREFIX'" ;; esac
+
+# live: are we changing the machine we run on?
+live() { [ -z "$DESTDIR" ]; }
+systemd() { live && [ -d /run/systemd/system ] && command -v systemctl >/dev/null; }
+
+pam_dir() {
+	if [ -n "${PAMDIR:-}" ]; then echo "$PAMDIR"; return; fi
+	arch=$(uname -m)
+	for d in /usr/lib/$arch-linux-gnu/security /lib/$arch-linux-gnu/security /usr/lib64/security /lib64/security /usr/lib/security /lib/security; do
+		if [ -e "$DESTDIR$d/pam_unix.so" ] || [ -e "$d/pam_unix.so" ]; then echo "$d"; return; fi
+	done
+	echo /usr/lib/security
+}
+
+record() { grep -qx "$1 $2" "$new" 2>/dev/null || echo "$1 $2" >>"$new"; }
+
+# put MODE SOURCE TARGET: copy to a temporary name and rename, so that a running
+# program is never half replaced.
+put() {
+	mkdir -p "$DESTDIR$(dirname "$3")"
+	cp "$2" "$DESTDIR$3.hearth-new"
+	chmod "$1" "$DESTDIR$3.hearth-new"
+	mv -f "$DESTDIR$3.hearth-new" "$DESTDIR$3"
+	record file "$3"
+}
+
+# fill MODE SOURCE TARGET: like put, with @PREFIX@ filled in.
+fill() {
+	sed "s|@PREFIX@|$PREFIX|g" "$2" >"$new.fill"
+	put "$1" "$new.fill" "$3"
+	rm -f "$new.fill"
+}
+
+# shared TARGET: a path that a package of systemd-homed also has, or will have.
+# Its file steps aside for ours and comes back with uninstall.
+shared() {
+	live || return 0
+	command -v dpkg-divert >/dev/null || {
+		if [ -e "$1" ] && ! grep -qsx "file $1" "$manifest"; then
+			die "$1 is not ours, and without dpkg-divert it cannot step aside. Choose another PREFIX."
+		fi
+		return 0
+	}
+	if [ "$(dpkg-divert --listpackage "$1")" != LOCAL ]; then
+		mkdir -p "$(dirname "$1")"
+		dpkg-divert --local --rename --add --divert "$1.distrib" "$1" >/dev/null
+	elif [ "$(dpkg-divert --truename "$1")" != "$1.distrib" ]; then
+		die "$1 is diverted by somebody else already"
+	fi
+	record divert "$1"
+}
+
+install_all() {
+	[ -e "$build/bin/homed" ] || die "$build/bin/homed is missing. Run 'make build' first (it needs Go; this does not)."
+	if [ -e "$build/prefix" ] && [ "$(cat "$build/prefix")" != "$PREFIX" ]; then
+		die "this was built for PREFIX=$(cat "$build/prefix"). Run 'make build PREFIX=$PREFIX' first."
+	fi
+	mkdir -p "$DESTDIR$lib"
+	new=$manifest.new
+	: >"$new"
+	trap 'rm -f "$new" "$new.fill"' EXIT
+	# What was diverted before stays ours to give back.
+	if [ -e "$manifest" ]; then grep '^divert ' "$manifest" >"$new" || :; fi
+
+	[ "$PREFIX" != /usr ] || shared /usr/bin/homectl
+	put 755 "$build/bin/homectl" "$PREFIX/bin/homectl"
+	for p in homed homework pamhome homeshell; do
+		if [ -e "$build/bin/$p" ]; then put 755 "$build/bin/$p" "$lib/$p"; fi
+	done
+	put 644 "$build/pam_home.so" "$(pam_dir)/pam_home.so"
+	if [ -d "$DESTDIR/usr/share/pam-configs" ] || [ -d /usr/share/pam-configs ]; then
+		put 644 "$top/pamhome/shim/hearth.pam-config" /usr/share/pam-configs/hearth
+	fi
+
+	fill 644 "$here/homed.service.in" "$PREFIX/lib/systemd/system/homed.service"
+	fill 644 "$here/homed-activate.service.in" "$PREFIX/lib/systemd/system/homed-activate.service"
+	put 644 "$here/homed.conf" "$PREFIX/lib/systemd/homed.conf"
+
+	[ "$PREFIX" != /usr ] || shared /usr/share/dbus-1/system-services/org.freedesktop.home1.service
+	fill 644 "$here/org.freedesktop.home1.service.in" "$PREFIX/share/dbus-1/system-services/org.freedesktop.home1.service"
+	# The bus reads policies from these two folders alone. Ours has a name of
+	# its own: policies of several files add up.
+	if [ "$PREFIX" = /usr ]; then policy=/usr/share/dbus-1/system.d; else policy=/etc/dbus-1/system.d; fi
+	put 644 "$here/org.freedesktop.home1.conf" "$policy/hearth-home1.conf"
+	# polkit reads actions here, whatever the PREFIX.
+	shared /usr/share/polkit-1/actions/org.freedesktop.home1.policy
+	put 644 "$here/org.freedesktop.home1.policy" /usr/share/polkit-1/actions/org.freedesktop.home1.policy
+
+	for m in "$top"/docs/man/*.[1-8]; do
+		[ -e "$m" ] || continue
+		put 644 "$m" "$PREFIX/share/man/man${m##*.}/$(basename "$m")"
+	done
+
+	# Files of an earlier version that this one no longer has.
+	if [ -e "$manifest" ]; then
+		while read -r kind path; do
+			if [ "$kind" = file ] && ! grep -qx "file $path" "$new"; then rm -f "$DESTDIR$path"; fi
+		done <"$manifest"
+	fi
+	mv -f "$new" "$manifest"
+
+	if systemd; then systemctl daemon-reload; fi
+	live || return 0
+	cat <<NEXT
+Installed below $PREFIX. Next:
+  systemctl enable --now homed.service        start the daemon, now and at boot
+  pam-auth-update --enable hearth             unlock homes at login (Debian)
+  homectl create NAME                         make a home
+A machine that has systemd-homed: first 'systemctl stop systemd-homed.service'.
+NEXT
+}
+
+active_homes() {
+	for f in /sys/block/dm-*/dm/name; do
+		[ -e "$f" ] || continue
+		read -r name <"$f" || continue
+		case $name in home-*) printf '%s ' "${name#home-}" ;; esac
+	done
+}
+
+uninstall_all() {
+	[ -e "$manifest" ] || die "nothing of ours is installed: $manifest is missing"
+	if live; then
+		active=$(active_homes)
+		if [ -n "$active" ] && [ "${FORCE:-}" != 1 ]; then
+			die "homes are active: $active. Log their users out or run 'homectl deactivate-all', or give FORCE=1."
+		fi
+		if command -v pam-auth-update >/dev/null && grep -qx 'file /usr/share/pam-configs/hearth' "$manifest"; then
+			pam-auth-update --package --remove hearth
+		fi
+		if systemd; then systemctl disable --now homed.service homed-activate.service || :; fi
+	fi
+	while read -r kind path; do
+		if [ "$kind" = file ]; then rm -f "$DESTDIR$path"; fi
+	done <"$manifest"
+	while read -r kind path; do
+		if [ "$kind" = divert ] && live; then dpkg-divert --local --rename --remove "$path" >/dev/null; fi
+	done <"$manifest"
+	rm -f "$manifest"
+	rmdir "$DESTDIR$lib" 2>/dev/null || :
+	if systemd; then systemctl daemon-reload; fi
+}
+
+case ${1:-} in
+install) install_all ;;
+uninstall) uninstall_all ;;
+*) die "usage: install.sh install | uninstall" ;;
+esac

@@ -1,0 +1,119 @@
+package system_test
+
+import (
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"testing"
+)
+
+// stage makes a build folder with every program, and returns a function that
+// runs install.sh on it.
+func stage(t *testing.T) (root string, run func(verb string, env ...string) (string, error)) {
+	t.Helper()
+	build, root := t.TempDir(), t.TempDir()
+	for _, p := range []string{"bin/homed", "bin/homework", "bin/homectl", "bin/pamhome", "pam_home.so"} {
+		path := filepath.Join(build, p)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(root, "usr/share/pam-configs"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return root, func(verb string, env ...string) (string, error) {
+		cmd := exec.Command("sh", "./install.sh", verb)
+		cmd.Env = append(append(os.Environ(), "BUILD="+build, "DESTDIR="+root, "PREFIX=/usr/local"), env...)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+}
+
+func files(t *testing.T, root string) []string {
+	t.Helper()
+	var all []string
+	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			all = append(all, strings.TrimPrefix(p, root))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sort.Strings(all)
+	return all
+}
+
+func TestStagedInstall(t *testing.T) {
+	root, run := stage(t)
+	if out, err := run("install"); err != nil {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	first := files(t, root)
+	for _, want := range []string{
+		"/usr/local/bin/homectl", "/usr/local/lib/hearth/homed", "/usr/local/lib/hearth/homework", "/usr/local/lib/hearth/pamhome",
+		"/usr/local/lib/systemd/system/homed.service", "/usr/local/lib/systemd/system/homed-activate.service", "/usr/local/lib/systemd/homed.conf",
+		"/usr/local/share/dbus-1/system-services/org.freedesktop.home1.service", "/etc/dbus-1/system.d/hearth-home1.conf",
+		"/usr/share/polkit-1/actions/org.freedesktop.home1.policy", "/usr/share/pam-configs/hearth",
+	} {
+		if i := sort.SearchStrings(first, want); i == len(first) || first[i] != want {
+			t.Errorf("%s is not installed", want)
+		}
+	}
+	unit, err := os.ReadFile(filepath.Join(root, "usr/local/lib/systemd/system/homed.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(unit), "@PREFIX@") || !strings.Contains(string(unit), "ExecStart=/usr/local/lib/hearth/homed\n") {
+		t.Errorf("the prefix is not filled in:\n%s", unit)
+	}
+	manifest, err := os.ReadFile(filepath.Join(root, "usr/local/lib/hearth/manifest"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(manifest), "divert ") {
+		t.Error("a staged install diverts files of the machine that packs")
+	}
+	if got, want := strings.Count(string(manifest), "\n"), len(first)-1; got != want {
+		t.Errorf("the manifest lists %d files, %d are there", got, want)
+	}
+
+	if out, err := run("install"); err != nil {
+		t.Fatalf("second install: %v\n%s", err, out)
+	}
+	if second := files(t, root); strings.Join(first, "\n") != strings.Join(second, "\n") {
+		t.Errorf("installing twice differs from installing once:\n%v\n%v", first, second)
+	}
+
+	foreign := filepath.Join(root, "usr/local/lib/systemd/system/other.service")
+	if err := os.WriteFile(foreign, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run("uninstall"); err != nil {
+		t.Fatalf("uninstall: %v\n%s", err, out)
+	}
+	if left := files(t, root); len(left) != 1 || left[0] != strings.TrimPrefix(foreign, root) {
+		t.Errorf("uninstall left or took too much: %v", left)
+	}
+	if out, err := run("uninstall"); err == nil || !strings.Contains(out, "nothing of ours is installed") {
+		t.Errorf("a second uninstall says: %v %s", err, out)
+	}
+}
+
+func TestInstallNeedsABuild(t *testing.T) {
+	root, run := stage(t)
+	out, err := run("install", "BUILD="+t.TempDir())
+	if err == nil || !strings.Contains(out, "make build") {
+		t.Errorf("without a build: %v %s", err, out)
+	}
+	if left := files(t, root); len(left) != 0 {
+		t.Errorf("it installed %v all the same", left)
+	}
+}
