@@ -1,0 +1,436 @@
+package home1
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/godbus/dbus/v5"
+
+	"hearth/internal/fault"
+	"hearth/internal/secret"
+)
+
+// lookupTimeout bounds the calls that wait for no storage; it is the bus's
+// usual reply time. Storage calls have no bound but their ctx: a create runs
+// for minutes, and its caller asks to stop by leaving.
+const lookupTimeout = 25 * time.Second
+
+// Client calls the service on the system bus. Its methods may be used from
+// several goroutines, and return errors that are *fault.Error: the kind comes
+// from the bus error's name, the text is the service's. The service may be
+// Hearth's or systemd-homed.
+type Client struct{ conn *dbus.Conn }
+
+// HomeInfo is what the look-ups tell of a home.
+type HomeInfo struct {
+	UserName      string
+	UID           uint32
+	State         string
+	GID           uint32
+	RealName      string
+	HomeDirectory string
+	Shell         string
+	Path          string
+}
+
+// Dial connects to the system bus, or where DBUS_SYSTEM_BUS_ADDRESS points. A
+// bus that is not there is fault.ServiceUnknown. The caller closes the client.
+func Dial(ctx context.Context) (*Client, error) {
+	return dial(ctx, func() (*dbus.Conn, error) { return dbus.ConnectSystemBus() })
+}
+
+// DialAddress connects to the bus at a D-Bus address.
+func DialAddress(ctx context.Context, address string) (*Client, error) {
+	return dial(ctx, func() (*dbus.Conn, error) { return dbus.Connect(address) })
+}
+
+func dial(ctx context.Context, connect func() (*dbus.Conn, error)) (*Client, error) {
+	const op = "connect to system bus"
+	type result struct {
+		conn *dbus.Conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		conn, err := connect()
+		done <- result{conn, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil {
+			kind := fault.Unknown
+			if errors.Is(r.err, syscall.ENOENT) || errors.Is(r.err, syscall.ECONNREFUSED) {
+				kind = fault.ServiceUnknown
+			}
+			return nil, fault.New(kind, op, r.err)
+		}
+		return &Client{conn: r.conn}, nil
+	case <-ctx.Done():
+		go func() {
+			if r := <-done; r.err == nil {
+				_ = r.conn.Close()
+			}
+		}()
+		return nil, contextFault(ctx, op)
+	}
+}
+
+// Close ends the connection. Calls that still wait return an error.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Call calls a method of the manager that answers nothing of use. Arguments
+// are those of the method table; a *secret.Bytes is sent as a string, nil as
+// the empty secret section.
+func (c *Client) Call(ctx context.Context, method string, args ...any) error {
+	_, err := c.Query(ctx, method, args...)
+	return err
+}
+
+// Query is Call for a method whose answer is wanted. It returns the values as
+// godbus decodes them; a dbus.UnixFD among them is the caller's to close.
+func (c *Client) Query(ctx context.Context, method string, args ...any) ([]any, error) {
+	return c.query(ctx, "", method, args...)
+}
+
+func (c *Client) query(ctx context.Context, user, method string, args ...any) ([]any, error) {
+	op := "call " + method
+	if ctx.Err() != nil {
+		return nil, contextFault(ctx, op)
+	}
+	call, err := c.send(method, args)
+	if err != nil {
+		return nil, fault.New(fault.Unknown, op, err)
+	}
+	select {
+	case <-call.Done:
+	case <-ctx.Done():
+		// The answer may still bring a descriptor, and with it a reference
+		// that would keep the home active for as long as we run.
+		go func() {
+			<-call.Done
+			closeFDs(call.Body)
+		}()
+		return nil, contextFault(ctx, op)
+	}
+	if call.Err != nil {
+		return nil, busFault(op, user, call.Err)
+	}
+	return call.Body, nil
+}
+
+// send writes the call before it returns, so what it borrows of secrets ends
+// with it. The message is built by hand because godbus's Object drops the flag
+// that lets polkit ask.
+func (c *Client) send(method string, args []any) (*dbus.Call, error) {
+	body := make([]any, len(args))
+	for i, a := range args {
+		if s, ok := a.(*secret.Bytes); ok && s == nil {
+			body[i] = "{}"
+		} else {
+			body[i] = a
+		}
+	}
+	return lend(body, 0, func() (*dbus.Call, error) {
+		m := Manager.Method(method)
+		if m == nil {
+			return nil, fmt.Errorf("%s is no method of %s", method, ManagerInterface)
+		}
+		msg := &dbus.Message{Type: dbus.TypeMethodCall, Body: body, Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldDestination: dbus.MakeVariant(Name),
+			dbus.FieldPath:        dbus.MakeVariant(dbus.ObjectPath(ManagerPath)),
+			dbus.FieldInterface:   dbus.MakeVariant(ManagerInterface),
+			dbus.FieldMember:      dbus.MakeVariant(method),
+		}}
+		if m.Action != "" {
+			msg.Flags = dbus.FlagAllowInteractiveAuthorization
+		}
+		if len(body) > 0 {
+			msg.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(body...))
+		}
+		call := c.conn.Send(msg, make(chan *dbus.Call, 1))
+		// The body is on the wire now. godbus keeps the slice until the
+		// answer is there; it must not keep what points into secrets.
+		clear(body)
+		return call, nil
+	})
+}
+
+// lend puts each secret of body, from index i on, into its place as a string
+// over the locked memory itself, and calls f while all are lent. godbus copies
+// it into its buffer; that copy we cannot reach, it ends with the client
+// process, which is short-lived.
+func lend(body []any, i int, f func() (*dbus.Call, error)) (call *dbus.Call, err error) {
+	for ; i < len(body); i++ {
+		s, ok := body[i].(*secret.Bytes)
+		if !ok {
+			continue
+		}
+		uerr := s.Use(func(p []byte) error {
+			body[i] = unsafe.String(unsafe.SliceData(p), len(p))
+			call, err = lend(body, i+1, f)
+			return err
+		})
+		return call, uerr
+	}
+	return f()
+}
+
+func closeFDs(body []any) {
+	for _, v := range body {
+		if fd, ok := v.(dbus.UnixFD); ok {
+			_ = syscall.Close(int(fd))
+		}
+	}
+}
+
+func contextFault(ctx context.Context, op string) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fault.New(fault.Timeout, op, ctx.Err())
+	}
+	e := fault.Newf(fault.Unknown, op, "Operation canceled")
+	e.Err = ctx.Err()
+	return e
+}
+
+// busFault gives an error from the bus its kind. The cause stays reachable
+// with errors.As as a dbus.Error.
+func busFault(op, user string, err error) error {
+	e := fault.New(fault.Unknown, op, err)
+	e.User = user
+	var d dbus.Error
+	var f dbus.FormatError
+	switch {
+	case errors.As(err, &d):
+	case errors.As(err, &f):
+		// godbus would not send it: a string that is no UTF-8, or holds NUL.
+		e.Kind = fault.InvalidArgs
+		return e
+	default:
+		e.Text = "The connection to the system bus ended."
+		return e
+	}
+	switch d.Name {
+	case "org.freedesktop.DBus.Error.NameHasNoOwner", "org.freedesktop.systemd1.NoSuchUnit", "org.freedesktop.systemd1.UnitMasked":
+		// Other ways of saying that nobody serves the name and that none
+		// can be started.
+		e.Kind = fault.ServiceUnknown
+	default:
+		e.Kind = fault.FromBus(d.Name)
+	}
+	e.Text = d.Error()
+	return e
+}
+
+// shaped reports an answer whose types are not those of the table.
+func shaped(method string, err error) error {
+	return fault.New(fault.Unknown, "read the answer to "+method, err)
+}
+
+// GetHomeByName looks a home up by user name, alias or name@realm; the empty
+// name is the caller's own home. Fault: NoSuchHome.
+func (c *Client) GetHomeByName(ctx context.Context, name string) (HomeInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	body, err := c.query(ctx, name, "GetHomeByName", name)
+	if err != nil {
+		return HomeInfo{}, err
+	}
+	h := HomeInfo{UserName: name}
+	var path dbus.ObjectPath
+	if err := dbus.Store(body, &h.UID, &h.State, &h.GID, &h.RealName, &h.HomeDirectory, &h.Shell, &path); err != nil {
+		return HomeInfo{}, shaped("GetHomeByName", err)
+	}
+	h.Path = string(path)
+	return h, nil
+}
+
+// ListHomes returns all homes, in no order.
+func (c *Client) ListHomes(ctx context.Context) ([]HomeInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	body, err := c.query(ctx, "", "ListHomes")
+	if err != nil {
+		return nil, err
+	}
+	var rows []struct {
+		UserName      string
+		UID           uint32
+		State         string
+		GID           uint32
+		RealName      string
+		HomeDirectory string
+		Shell         string
+		Path          dbus.ObjectPath
+	}
+	if err := dbus.Store(body, &rows); err != nil {
+		return nil, shaped("ListHomes", err)
+	}
+	list := make([]HomeInfo, 0, len(rows))
+	for _, r := range rows {
+		list = append(list, HomeInfo{r.UserName, r.UID, r.State, r.GID, r.RealName, r.HomeDirectory, r.Shell, string(r.Path)})
+	}
+	return list, nil
+}
+
+// GetUserRecordByName returns the augmented record as JSON text. incomplete
+// says that the privileged section exists and was withheld. Fault: NoSuchHome.
+func (c *Client) GetUserRecordByName(ctx context.Context, name string) (text []byte, incomplete bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	body, err := c.query(ctx, name, "GetUserRecordByName", name)
+	if err != nil {
+		return nil, false, err
+	}
+	var s string
+	var path dbus.ObjectPath
+	if err := dbus.Store(body, &s, &incomplete, &path); err != nil {
+		return nil, false, shaped("GetUserRecordByName", err)
+	}
+	return []byte(s), incomplete, nil
+}
+
+// CreateHome registers a record and makes its storage. record is a JSON object
+// without secret section; section is the content of that section, or nil. Both
+// are borrowed.
+func (c *Client) CreateHome(ctx context.Context, record []byte, section *secret.Bytes) error {
+	joined, err := JoinSecret(record, section)
+	if err != nil {
+		return fault.New(fault.InvalidArgs, "join record and secret", err)
+	}
+	defer joined.Close()
+	return c.Call(ctx, "CreateHome", joined)
+}
+
+// JoinSecret returns the record's text with section as its member "secret".
+// The caller closes the result. A nil section adds nothing.
+func JoinSecret(record []byte, section *secret.Bytes) (*secret.Bytes, error) {
+	record = bytes.TrimSpace(record)
+	if len(record) < 2 || record[0] != '{' || record[len(record)-1] != '}' {
+		return nil, errors.New("the record is no JSON object")
+	}
+	if section == nil {
+		return secret.Copy(record)
+	}
+	members := record[:len(record)-1]
+	key := `,"secret":`
+	if len(bytes.TrimSpace(members)) == 1 {
+		key = `"secret":`
+	}
+	out, err := secret.New(len(members) + len(key) + section.Len() + 1)
+	if err != nil {
+		return nil, err
+	}
+	err = section.Use(func(s []byte) error {
+		return out.Use(func(p []byte) error {
+			n := copy(p, members)
+			n += copy(p[n:], key)
+			n += copy(p[n:], s)
+			p[n] = '}'
+			return nil
+		})
+	})
+	if err != nil {
+		out.Close()
+		return nil, err
+	}
+	return out, nil
+}
+
+// ActivateHome mounts a home by hand, without reference. In this and the
+// following, secrets is the content of a secret section, borrowed, or nil for
+// none.
+func (c *Client) ActivateHome(ctx context.Context, name string, secrets *secret.Bytes) error {
+	_, err := c.query(ctx, name, "ActivateHome", name, secrets)
+	return err
+}
+
+// ActivateHomeIfReferenced mounts a home that somebody holds a reference on.
+// Fault: HomeNotReferenced.
+func (c *Client) ActivateHomeIfReferenced(ctx context.Context, name string, secrets *secret.Bytes) error {
+	_, err := c.query(ctx, name, "ActivateHomeIfReferenced", name, secrets)
+	return err
+}
+
+// DeactivateHome unmounts a home, whoever holds references.
+func (c *Client) DeactivateHome(ctx context.Context, name string) error {
+	_, err := c.query(ctx, name, "DeactivateHome", name)
+	return err
+}
+
+// DeactivateAllHomes unmounts every home.
+func (c *Client) DeactivateAllHomes(ctx context.Context) error {
+	return c.Call(ctx, "DeactivateAllHomes")
+}
+
+// RegisterHome stores a record whose storage exists elsewhere or comes later.
+func (c *Client) RegisterHome(ctx context.Context, record []byte) error {
+	return c.Call(ctx, "RegisterHome", string(record))
+}
+
+// UnregisterHome forgets a record and keeps its storage.
+func (c *Client) UnregisterHome(ctx context.Context, name string) error {
+	_, err := c.query(ctx, name, "UnregisterHome", name)
+	return err
+}
+
+// RemoveHome deletes a home's storage and record.
+func (c *Client) RemoveHome(ctx context.Context, name string) error {
+	_, err := c.query(ctx, name, "RemoveHome", name)
+	return err
+}
+
+// FixateHome takes the record out of a home that was found and stores it.
+func (c *Client) FixateHome(ctx context.Context, name string, secrets *secret.Bytes) error {
+	_, err := c.query(ctx, name, "FixateHome", name, secrets)
+	return err
+}
+
+// AuthenticateHome checks secrets and changes nothing.
+func (c *Client) AuthenticateHome(ctx context.Context, name string, secrets *secret.Bytes) error {
+	_, err := c.query(ctx, name, "AuthenticateHome", name, secrets)
+	return err
+}
+
+// AcquireHome makes a home accessible and returns the reference on it: the
+// home stays active until every copy of the file is closed. pleaseSuspend
+// allows locking the home while the machine sleeps.
+func (c *Client) AcquireHome(ctx context.Context, name string, secrets *secret.Bytes, pleaseSuspend bool) (*os.File, error) {
+	return c.reference(ctx, name, "AcquireHome", name, secrets, pleaseSuspend)
+}
+
+// RefHome returns a further reference on an active home. Faults:
+// HomeNotActive, HomeLocked.
+func (c *Client) RefHome(ctx context.Context, name string, pleaseSuspend bool) (*os.File, error) {
+	return c.reference(ctx, name, "RefHome", name, pleaseSuspend)
+}
+
+// RefHomeUnrestricted returns a reference whatever the home's state.
+func (c *Client) RefHomeUnrestricted(ctx context.Context, name string, pleaseSuspend bool) (*os.File, error) {
+	return c.reference(ctx, name, "RefHomeUnrestricted", name, pleaseSuspend)
+}
+
+// ReleaseHome waits until a home without references is deactivated. Fault:
+// HomeBusy if references remain.
+func (c *Client) ReleaseHome(ctx context.Context, name string) error {
+	_, err := c.query(ctx, name, "ReleaseHome", name)
+	return err
+}
+
+func (c *Client) reference(ctx context.Context, name, method string, args ...any) (*os.File, error) {
+	body, err := c.query(ctx, name, method, args...)
+	if err != nil {
+		return nil, err
+	}
+	var fd dbus.UnixFD
+	if err := dbus.Store(body, &fd); err != nil {
+		closeFDs(body)
+		return nil, shaped(method, err)
+	}
+	return os.NewFile(uintptr(fd), "home-reference"), nil
+}
