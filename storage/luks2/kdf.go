@@ -1,0 +1,297 @@
+package luks2
+
+import (
+	"crypto/pbkdf2"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"runtime"
+	"strconv"
+	"time"
+	"unsafe"
+
+	"golang.org/x/crypto/argon2"
+
+	"hearth/internal/fault"
+)
+
+// Bounds on what a header may make us spend. The memory bound is the format's;
+// the others are ours and lie beyond a minute of work on a fast machine, since
+// whoever wrote the header chose them.
+const (
+	maxMemoryKiB  = 4 << 20
+	maxThreads    = 64
+	maxIterations = 1 << 28
+	maxPasses     = 64 * maxMemoryKiB // argon2: KiB times passes
+	maxKeySize    = 512
+	maxSalt       = 1024
+)
+
+// Bounds on what we write ourselves.
+const (
+	minIterations    = 1000
+	minPasses        = 4
+	minMemoryKiB     = 32
+	maxOwnThreads    = 4
+	saltSize         = 32
+	digestTime       = 125 * time.Millisecond
+	defaultTimeMS    = 500
+	defaultMemoryKiB = 64 << 10
+	defaultHash      = "sha512"
+	defaultKDF       = "argon2id"
+)
+
+// PBKDF says how a passphrase becomes a key. Empty fields mean the defaults of
+// home areas: argon2id, sha512, 500 ms, 64 MiB, one thread.
+type PBKDF struct {
+	Type string // "argon2id", "argon2i" or "pbkdf2"
+	Hash string // of pbkdf2, and of the anti-forensic split in any case
+	// TimeMS is the time one derivation shall take here, in ms.
+	TimeMS uint64
+	// MemoryKiB and Threads bound argon2. The caller keeps the memory below
+	// what the machine can spare and the threads below its processors.
+	MemoryKiB, Threads uint32
+	// ForceIterations sets the iterations of pbkdf2, or the passes of argon2,
+	// without measuring. 0 measures.
+	ForceIterations uint64
+}
+
+// kdf is a derivation as a keyslot states it.
+type kdf struct {
+	kind       string
+	hash       string // pbkdf2
+	iterations uint64
+	passes     uint64 // argon2
+	memory     uint64 // argon2, KiB
+	threads    uint64
+	salt       []byte
+}
+
+func parseKDF(o object) (kdf, error) {
+	r := reader{o: o, what: "kdf"}
+	k := kdf{kind: r.str("type"), salt: r.bin("salt")}
+	switch k.kind {
+	case "pbkdf2":
+		k.hash, k.iterations = r.str("hash"), r.num("iterations", 1<<32-1)
+	case "argon2i", "argon2id":
+		k.passes, k.memory, k.threads = r.num("time", 1<<32-1), r.num("memory", 1<<32-1), r.num("cpus", 1<<32-1)
+	default:
+		r.fail("type", "%q is not known", k.kind)
+	}
+	if r.err != nil {
+		return k, r.err
+	}
+	return k, k.check()
+}
+
+// check refuses what would take for ever, or what no derivation can be.
+func (k *kdf) check() error {
+	if len(k.salt) == 0 || len(k.salt) > maxSalt {
+		return fmt.Errorf("kdf: salt of %d bytes", len(k.salt))
+	}
+	if k.kind == "pbkdf2" {
+		return checkPBKDF2(k.hash, k.iterations)
+	}
+	if k.passes < 1 || k.threads < 1 || k.threads > maxThreads || k.memory < 8 || k.memory > maxMemoryKiB || k.passes > maxPasses/k.memory {
+		return fmt.Errorf("kdf: argon2 with %d passes over %d KiB in %d threads", k.passes, k.memory, k.threads)
+	}
+	return nil
+}
+
+func checkPBKDF2(hash string, iterations uint64) error {
+	if iterations < 1 || iterations > maxIterations {
+		return fmt.Errorf("pbkdf2 with %d iterations", iterations)
+	}
+	_, err := hashByName(hash)
+	return err
+}
+
+// object is the kdf member of a keyslot.
+func (k *kdf) object() object {
+	o := object{{"type", quote(k.kind)}}
+	if k.kind == "pbkdf2" {
+		o = append(o, member{"hash", quote(k.hash)}, member{"iterations", number(k.iterations)})
+	} else {
+		o = append(o, member{"time", number(k.passes)}, member{"memory", number(k.memory)}, member{"cpus", number(k.threads)})
+	}
+	return append(o, member{"salt", encoded(k.salt)})
+}
+
+// derive returns n bytes of key, which the caller wipes. k was checked.
+func (k *kdf) derive(passphrase []byte, n int) ([]byte, error) {
+	switch k.kind {
+	case "pbkdf2":
+		return derivePBKDF2(k.hash, passphrase, k.salt, k.iterations, n)
+	case "argon2i":
+		prefault(k.memory)
+		return argon2.Key(passphrase, k.salt, uint32(k.passes), uint32(k.memory), uint8(k.threads), uint32(n)), nil
+	}
+	prefault(k.memory)
+	return argon2.IDKey(passphrase, k.salt, uint32(k.passes), uint32(k.memory), uint8(k.threads), uint32(n)), nil
+}
+
+func derivePBKDF2(hash string, passphrase, salt []byte, iterations uint64, n int) ([]byte, error) {
+	f, err := hashByName(hash)
+	if err != nil {
+		return nil, err
+	}
+	// The library takes a string. A conversion would leave a copy of the
+	// passphrase behind; the string below ends with the call.
+	return pbkdf2.Key(f, unsafe.String(unsafe.SliceData(passphrase), len(passphrase)), salt, int(iterations), n)
+}
+
+// prefaultAbove is where writing to each page first begins to pay.
+const prefaultAbove = 8 << 10 // KiB
+
+// prefault leaves memory of that size in the heap, each page written once.
+// argon2 reads its pages before it writes them, which takes two faults of each
+// page of fresh memory; memory that is there already takes none.
+func prefault(kib uint64) {
+	if kib < prefaultAbove {
+		return
+	}
+	mem := make([]byte, kib<<10)
+	for i := 0; i < len(mem); i += 4096 {
+		mem[i] = 1
+	}
+	runtime.KeepAlive(mem)
+	runtime.GC()
+}
+
+var errWrongKey = errors.New("the digest does not match")
+
+// matches reports whether key is the volume key that d was made of.
+func (d *digest) matches(key []byte) (bool, error) {
+	if d.unusable != nil {
+		return false, fault.New(fault.NotSupported, "check volume key", d.unusable)
+	}
+	sum, err := derivePBKDF2(d.hash, key, d.salt, d.iterations, len(d.sum))
+	if err != nil {
+		return false, fault.New(fault.NotSupported, "check volume key", err)
+	}
+	return equal(sum, d.sum), nil
+}
+
+func (d *digest) check() error {
+	if err := checkPBKDF2(d.hash, d.iterations); err != nil {
+		return fmt.Errorf("digest %d: %w", d.id, err)
+	}
+	// A short digest would let more than one key pass.
+	f, _ := hashByName(d.hash)
+	if len(d.salt) > maxSalt || len(d.sum) < 16 || len(d.sum) > f().Size() {
+		return fmt.Errorf("digest %d: salt of %d bytes, digest of %d", d.id, len(d.salt), len(d.sum))
+	}
+	return nil
+}
+
+func (d *digest) object(segments []int) object {
+	return object{
+		{"type", quote("pbkdf2")},
+		{"keyslots", idList(d.keyslots)},
+		{"segments", idList(segments)},
+		{"hash", quote(d.hash)},
+		{"iterations", number(d.iterations)},
+		{"salt", encoded(d.salt)},
+		{"digest", encoded(d.sum)},
+	}
+}
+
+func (p PBKDF) withDefaults() PBKDF {
+	if p.Type == "" {
+		p.Type = defaultKDF
+	}
+	if p.Hash == "" {
+		p.Hash = defaultHash
+	}
+	if p.TimeMS == 0 {
+		p.TimeMS = defaultTimeMS
+	}
+	if p.MemoryKiB == 0 {
+		p.MemoryKiB = defaultMemoryKiB
+	}
+	p.MemoryKiB = min(max(p.MemoryKiB, minMemoryKiB), maxMemoryKiB)
+	p.Threads = min(max(p.Threads, 1), maxOwnThreads)
+	return p
+}
+
+// choose settles what a new keyslot is to cost, for n bytes of key. p has its
+// defaults.
+func (p PBKDF) choose(n int, salt []byte) (kdf, error) {
+	k := kdf{kind: p.Type, salt: salt}
+	switch p.Type {
+	case "pbkdf2":
+		k.hash = p.Hash
+		k.iterations = max(p.ForceIterations, minIterations)
+		if p.ForceIterations == 0 {
+			var err error
+			if k.iterations, err = measurePBKDF2(p.Hash, n, time.Duration(p.TimeMS)*time.Millisecond); err != nil {
+				return k, err
+			}
+		}
+	case "argon2i", "argon2id":
+		// Below eight blocks per lane argon2 would round up what we state.
+		k.threads = uint64(p.Threads)
+		k.memory = max(uint64(p.MemoryKiB), 8*k.threads)
+		k.passes = max(p.ForceIterations, minPasses)
+		if p.ForceIterations == 0 {
+			if err := k.measure(n, time.Duration(p.TimeMS)*time.Millisecond); err != nil {
+				return k, err
+			}
+		}
+	default:
+		return k, fmt.Errorf("key derivation %q: %w", p.Type, errFeature)
+	}
+	return k, k.check()
+}
+
+// measurePBKDF2 returns how many iterations take the time d.
+func measurePBKDF2(hash string, n int, d time.Duration) (uint64, error) {
+	const enough = 40 * time.Millisecond
+	salt, word := make([]byte, saltSize), []byte("passphrase")
+	for iterations := uint64(minIterations); ; iterations *= 4 {
+		start := time.Now()
+		if _, err := derivePBKDF2(hash, word, salt, iterations, n); err != nil {
+			return 0, err
+		}
+		if took := time.Since(start); took >= enough || iterations >= maxIterations/4 {
+			per := float64(iterations) / float64(max(took, 1))
+			return uint64(min(max(per*float64(d), minIterations), maxIterations)), nil
+		}
+	}
+}
+
+// measure sets passes and memory so that a derivation takes the time d: the
+// memory that is allowed first, then passes; less memory where even the fewest
+// passes take too long.
+func (k *kdf) measure(n int, d time.Duration) error {
+	word := []byte("passphrase")
+	// Small first: where 64 MiB take seconds, one run of them is too many.
+	probe := *k
+	probe.passes, probe.memory = minPasses, min(k.memory, max(4<<10, 8*k.threads))
+	for {
+		// Only the second run has its memory at hand, as a derivation has
+		// after prefault.
+		if _, err := probe.derive(word, n); err != nil {
+			return err
+		}
+		start := time.Now()
+		if _, err := probe.derive(word, n); err != nil {
+			return err
+		}
+		took := max(time.Since(start), time.Microsecond)
+		scale := float64(d) / float64(took)
+		want := uint64(float64(probe.memory) * scale)
+		if probe.memory >= k.memory || want <= probe.memory {
+			k.memory = min(k.memory, max(want, minMemoryKiB, 8*k.threads))
+			passes := float64(minPasses) * scale * float64(probe.memory) / float64(k.memory)
+			k.passes = uint64(min(max(passes, minPasses), float64(maxPasses/k.memory)))
+			return nil
+		}
+		probe.memory = min(k.memory, want, 8*probe.memory)
+	}
+}
+
+// equal compares in constant time.
+func equal(a, b []byte) bool { return subtle.ConstantTimeCompare(a, b) == 1 }
+
+func slotName(n int) string { return strconv.Itoa(n) }
