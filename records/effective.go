@@ -13,6 +13,9 @@ func (r *Record) Effective(m Machine) Effective {
 	return Effective{r.layers(m), layers{{privileged, r.doc.get("privileged")}}, r.doc}
 }
 
+// Has reports whether a field is set.
+func (e Effective) Has(name string) bool { return e.all.last(name) != nil }
+
 // Text returns a string field, "" if unset.
 func (e Effective) Text(name string) string { return e.all.text(name, "") }
 

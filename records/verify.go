@@ -1,0 +1,161 @@
+package records
+
+import (
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"strings"
+
+	"hearth/internal/fault"
+)
+
+// A Verdict says who signed a record, seen from this machine.
+type Verdict int
+
+const (
+	Unsigned      Verdict = iota
+	SignedByUs            // by us and nobody else: may be changed and signed again here
+	SignedByUsToo         // by us and by others
+	SignedByOther         // by a registered key, not by us
+	Foreign               // by keys we do not know only
+)
+
+func (v Verdict) String() string {
+	switch v {
+	case Unsigned:
+		return "not signed"
+	case SignedByUs:
+		return "signed only by us"
+	case SignedByUsToo:
+		return "signed by us and others"
+	case SignedByOther:
+		return "signed by a registered key of others"
+	}
+	return "not signed by any known key"
+}
+
+// LocalKey is the name of the key that is ours.
+const LocalKey = "local.public"
+
+// Keys are the public keys whose signatures count. The zero value has none.
+type Keys struct {
+	own    ed25519.PublicKey
+	others []ed25519.PublicKey
+	names  []string
+}
+
+// Add adds a public key, a SubjectPublicKeyInfo PEM, under its file name.
+// LocalKey is the one whose private half is here. Fault: FileExists for a
+// name or a key that is there already.
+func (k *Keys) Add(name string, pemPublic []byte) error {
+	key, err := parsePublic(pemPublic)
+	if err != nil {
+		return fmt.Errorf("add key %s: %w", name, err)
+	}
+	for i, o := range k.others {
+		if k.names[i] == name || o.Equal(key) {
+			return fault.New(fault.FileExists, "add key "+name, nil)
+		}
+	}
+	if name == LocalKey {
+		k.own = key
+		return nil
+	}
+	k.others = append(k.others, key)
+	k.names = append(k.names, name)
+	return nil
+}
+
+// CanonicalKey returns a public key's PEM as it is stored, from any PEM that
+// holds one.
+func CanonicalKey(pemPublic []byte) ([]byte, error) {
+	key, err := parsePublic(pemPublic)
+	if err != nil {
+		return nil, err
+	}
+	return encodePublic(key)
+}
+
+func parsePublic(text []byte) (ed25519.PublicKey, error) {
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return nil, errors.New("no PEM block PUBLIC KEY")
+	}
+	key, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	public, ok := key.(ed25519.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("%T is no Ed25519 key", key)
+	}
+	return public, nil
+}
+
+// Verify says who signed the record. Only the signatures count: which key one
+// claims to be made with says nothing. A signature is good over the normal
+// form, and over the form without pairwise order too, which systemd-homed
+// signs in some situations. Fault: Inconsistent for a signature section that
+// cannot be read.
+func (k *Keys) Verify(r *Record) (Verdict, error) {
+	sigs, err := r.signatures()
+	if err != nil {
+		return Foreign, err
+	}
+	if len(sigs) == 0 {
+		return Unsigned, nil
+	}
+	forms := [2][]byte{r.signedBytes(true), r.signedBytes(false)}
+	count := func(key ed25519.PublicKey) (good int) {
+		for _, s := range sigs {
+			if ed25519.Verify(key, forms[0], s) || ed25519.Verify(key, forms[1], s) {
+				good++
+			}
+		}
+		return good
+	}
+	if k.own != nil {
+		switch good := count(k.own); {
+		case good == len(sigs):
+			return SignedByUs, nil
+		case good > 0:
+			return SignedByUsToo, nil
+		}
+	}
+	for _, key := range k.others {
+		if count(key) > 0 {
+			return SignedByOther, nil
+		}
+	}
+	return Foreign, nil
+}
+
+// signatures decodes the signature section.
+func (r *Record) signatures() ([][]byte, error) {
+	bad := func(why string) error {
+		return fault.New(fault.Inconsistent, "read signatures of user record", errors.New(why))
+	}
+	section := r.doc.get("signature")
+	if section == nil {
+		return nil, nil
+	}
+	if section.kind != array {
+		return nil, bad("not an array")
+	}
+	var out [][]byte
+	for _, e := range section.list {
+		data := e.get("data")
+		if !data.is(text) {
+			return nil, bad("an entry without data")
+		}
+		sig, err := base64.StdEncoding.Strict().DecodeString(strings.Join(strings.Fields(data.str), ""))
+		if err != nil {
+			return nil, bad("data is not base64")
+		}
+		out = append(out, sig)
+	}
+	return out, nil
+}
