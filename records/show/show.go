@@ -184,18 +184,19 @@ func (w *writer) identity(r *records.Record) {
 }
 
 func (w *writer) loginProblem(r *records.Record) string {
-	v := w.v
-	switch {
-	case v.Locked:
+	switch w.v.Blocked(w.now()) {
+	case records.IsLocked:
 		return "record is locked"
-	case v.NotBeforeUSec != nil && w.now() < *v.NotBeforeUSec:
+	// The second parenthesis is in the text that scripts know.
+	case records.NotYetValid:
 		return "record not valid yet)"
-	case v.NotAfterUSec != nil && w.now() > *v.NotAfterUSec:
+	case records.NoLongerValid:
 		return "record not valid anymore)"
-	case nologin(w.e.Text("shell")):
+	}
+	if nologin(w.e.Text("shell")) {
 		return "nologin shell"
 	}
-	if next, known := r.Counters(w.o.Machine.ID).NextTry(v, w.now()); known && next > w.now() {
+	if next, known := r.Counters(w.o.Machine.ID).NextTry(w.v, w.now()); known && next > w.now() {
 		return "ratelimit"
 	}
 	return ""
@@ -228,20 +229,20 @@ func (w *writer) passwordOK() {
 }
 
 func (w *writer) passwordAge() (colour, text string) {
-	switch records.PasswordState(w.v, w.now()) {
-	case records.PasswordChangeNow:
+	switch w.v.PasswordChange(w.now()) {
+	case records.ChangeNow:
 		return yellow, "change now"
 	case records.PasswordExpired:
 		return yellow, "expired (change now!)"
-	case records.PasswordExpiredForGood:
+	case records.PasswordDead:
 		return red, "expired (for good)"
-	case records.PasswordExpiresSoon:
+	case records.ExpiresSoon:
 		return yellow, "expires soon"
 	case records.PasswordFromFuture:
 		return yellow, "last password change in future"
-	case records.PasswordChangeNotPermitted:
+	case records.ChangeNotPermitted:
 		return yellow, "change not permitted"
-	case records.PasswordNoTimestamp:
+	case records.NoPasswordTimestamp:
 		return red, "no timestamp"
 	}
 	return "", ""
@@ -274,7 +275,7 @@ var encryption = map[string]string{
 }
 
 func (w *writer) place() {
-	if n := w.e.Text("realName"); n != "" && n != w.v.UserName {
+	if n := w.v.RealName; w.e.Text("realName") != "" && n != w.v.UserName {
 		w.line("Real Name", "%s", w.paint("", n))
 	}
 	fallback := w.v.UseFallback && w.v.FallbackHomeDirectory != ""
@@ -295,17 +296,25 @@ func (w *writer) place() {
 		storage = "classic"
 	}
 	w.line("Storage", "%s", w.paint("", storage)+encryption[storage])
-	if w.v.ImagePath != "" && w.v.ImagePath != dir {
-		w.line("Image Path", "%s", w.paint("", w.v.ImagePath))
+	image := w.v.ImagePath
+	if image == "" && storage == "classic" {
+		image = w.v.HomeDirectory
+	}
+	if image != "" && image != dir {
+		w.line("Image Path", "%s", w.paint("", image))
 	}
 	if b := w.e.Bool("removable"); b != nil {
 		w.line("Removable", "%s", yesNo(*b))
 	} else if storage != "classic" {
 		w.line("Removable", "%s", yesNo(storage == "luks" && strings.HasPrefix(w.v.ImagePath, "/dev/")))
 	}
-	// View.Shell follows the fallback already.
 	if w.v.UseFallback && w.v.FallbackShell != "" {
-		w.line("Shell", "%s", w.paint(yellow, w.v.Shell+" (fallback)"))
+		shell := w.v.FallbackShell
+		// Who may not log in does not get to the fallback either.
+		if nologin(w.v.Shell) {
+			shell = w.v.Shell
+		}
+		w.line("Shell", "%s", w.paint(yellow, shell+" (fallback)"))
 	} else {
 		w.line("Shell", "%s", w.paint("", w.v.Shell))
 	}
@@ -376,6 +385,10 @@ func (w *writer) limits() {
 		w.line("Bound. Caps", "%s", capabilities(c))
 	}
 	if c := w.v.Login.CapabilityAmbient; c != nil {
+		// What the bounding set lacks cannot be had.
+		if b := w.v.Login.CapabilityBounding; b != nil {
+			c = slices.DeleteFunc(slices.Clone(c), func(n string) bool { return !slices.Contains(b, n) })
+		}
 		w.line("Ambient Caps", "%s", strings.Join(inOrder(c), " "))
 	}
 }
@@ -511,7 +524,9 @@ func (w *writer) policy() {
 	if w.e.Bool("dropCaches") != nil || w.v.DropCaches {
 		w.line("Drop Caches", "%s", yesNo(w.v.DropCaches))
 	}
-	w.text("Auto Resize", "autoResizeMode")
+	if w.e.Has("autoResizeMode") {
+		w.line("Auto Resize", "%s", w.v.AutoResizeMode)
+	}
 	if w.v.HasRebalanceWeight {
 		if w.v.RebalanceWeight == 0 {
 			w.line("Rebalance", "off")
