@@ -1,0 +1,180 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/secret"
+)
+
+// Uplink is how an operation reports while it runs. Its methods may be called
+// from any goroutine.
+type Uplink interface {
+	// Progress says how far a stage is; total 0 means that the end is unknown.
+	// That nobody listens any more is no concern of the operation's.
+	Progress(stage string, done, total uint64)
+	// ImageLock hands a copy of the locked image to the daemon, which keeps it
+	// locked from now on. The file stays the caller's.
+	ImageLock(*os.File) error
+}
+
+// Serve is the worker's half: it takes the request from fds 0 and 3, lets
+// handle carry it out, and sends back the record or the fault that handle
+// returns. ctx ends when the daemon is gone or asks to unwind (SIGTERM).
+//
+// Serve returns an error when the request could not be read or the answer not
+// be sent; what handle returned is not an error of Serve.
+func Serve(handle func(ctx context.Context, r Request, up Uplink) ([]byte, error)) error {
+	socket := os.NewFile(socketFD, "daemon")
+	c, err := net.FileConn(socket)
+	_ = socket.Close()
+	if err != nil {
+		return fmt.Errorf("worker: open socket: %w", err)
+	}
+	conn, ok := c.(*net.UnixConn)
+	if !ok {
+		_ = c.Close()
+		return errors.New("worker: fd 3 is not a unix socket")
+	}
+	return serve(os.Stdin, conn, handle)
+}
+
+func serve(record *os.File, conn *net.UnixConn, handle func(context.Context, Request, Uplink) ([]byte, error)) error {
+	defer func() { _ = conn.Close() }()
+	r, err := readRequest(record, conn)
+	if err != nil {
+		return fmt.Errorf("worker: %w", err)
+	}
+	if r.Secrets != nil {
+		defer r.Secrets.Close()
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		// Nothing more is sent to us: whatever ends this read, the daemon is
+		// not the one that started us.
+		_, f, err := receive(conn, make([]byte, 1))
+		if err == nil && f != nil {
+			_ = f.Close()
+		}
+		cancel()
+	}()
+	up := &uplink{conn: conn}
+	out, err := handle(ctx, r, up)
+	answer := packet{Type: "answer"}
+	var f *os.File
+	switch {
+	case err != nil:
+		answer.Fault = wrongOf(err)
+	case out != nil:
+		if f, err = sealed("record", out); err != nil {
+			answer.Fault = wrongOf(err)
+			break
+		}
+		defer func() { _ = f.Close() }()
+		answer.Record = true
+	}
+	if err := up.send(answer, f); err != nil {
+		return fmt.Errorf("worker: send answer: %w", err)
+	}
+	return nil
+}
+
+func readRequest(record *os.File, conn *net.UnixConn) (r Request, err error) {
+	buf := make([]byte, maxPacket)
+	data, f, err := receive(conn, buf)
+	if err != nil {
+		return r, fmt.Errorf("read request: %w", err)
+	}
+	if f != nil {
+		_ = f.Close()
+	}
+	var o opening
+	if err := json.Unmarshal(data, &o); err != nil {
+		return r, fmt.Errorf("read request: %w", err)
+	}
+	if o.Secrets > maxSecrets {
+		return r, errors.New("read request: secrets are too long")
+	}
+	r.Verb, r.Params = o.Verb, o.Params
+	if r.Record, err = readRecord(record); err != nil {
+		return r, err
+	}
+	if o.Secrets < 0 {
+		return r, nil
+	}
+	b, err := secret.New(o.Secrets)
+	if err != nil {
+		return r, err
+	}
+	if o.Secrets > 0 {
+		// Straight into locked memory: no other copy of it exists here.
+		err = b.Use(func(p []byte) error {
+			n, err := conn.Read(p)
+			if err == nil && n != len(p) {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		})
+	}
+	if err != nil {
+		b.Close()
+		return r, fmt.Errorf("read secrets: %w", err)
+	}
+	r.Secrets = b
+	return r, nil
+}
+
+type uplink struct {
+	mu   sync.Mutex
+	conn *net.UnixConn
+}
+
+func (u *uplink) Progress(stage string, done, total uint64) {
+	_ = u.send(packet{Type: "progress", Stage: cut(stage, 256), Done: done, Total: total}, nil)
+}
+
+func (u *uplink) ImageLock(f *os.File) error {
+	if err := u.send(packet{Type: "lock"}, f); err != nil {
+		return fmt.Errorf("hand over image lock: %w", err)
+	}
+	return nil
+}
+
+func (u *uplink) send(p packet, f *os.File) error {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	if len(data) > maxPacket {
+		return errors.New("packet is too long")
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if f == nil {
+		_, err = u.conn.Write(data)
+		return err
+	}
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sendErr error
+	if err := rc.Control(func(fd uintptr) {
+		_, _, sendErr = u.conn.WriteMsgUnix(data, unix.UnixRights(int(fd)), nil)
+	}); err != nil {
+		return err
+	}
+	return sendErr
+}

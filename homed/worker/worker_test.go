@@ -1,0 +1,262 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/fault"
+	"hearth/internal/secret"
+	"hearth/records"
+)
+
+// The test program is its own worker: each verb is one behaviour.
+var verbs = map[string]func(context.Context, Request, Uplink) ([]byte, error){
+	"echo": func(_ context.Context, r Request, _ Uplink) ([]byte, error) {
+		text := fmt.Sprintf("%s %s %s %v ", r.Verb, r.Record, r.Params.Machine.ID, r.Params.HaveImageLock)
+		if r.Secrets == nil {
+			return []byte(text + "none"), nil
+		}
+		err := r.Secrets.Use(func(p []byte) error {
+			text += fmt.Sprintf("%d %s", len(p), strings.ToUpper(string(p)))
+			return nil
+		})
+		return []byte(text), err
+	},
+	"nothing": func(context.Context, Request, Uplink) ([]byte, error) { return nil, nil },
+	"wrong": func(context.Context, Request, Uplink) ([]byte, error) {
+		e := fault.Newf(fault.BadHomeSize, "resize", "4G is too small.")
+		e.User = "ann"
+		return nil, fmt.Errorf("resize home: %w", e)
+	},
+	"plain": func(context.Context, Request, Uplink) ([]byte, error) {
+		return nil, errors.New(strings.Repeat("\x01", 100000))
+	},
+	"lock": func(_ context.Context, r Request, up Uplink) ([]byte, error) {
+		up.Progress("format", 1, 2)
+		f, err := os.Open(string(r.Record))
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = f.Close() }()
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			return nil, err
+		}
+		return nil, up.ImageLock(f)
+	},
+	"wait": func(ctx context.Context, r Request, up Uplink) ([]byte, error) {
+		up.Progress("waiting", 0, 0)
+		<-ctx.Done()
+		if err := os.WriteFile(string(r.Record), []byte("unwound"), 0o600); err != nil {
+			return nil, err
+		}
+		return nil, fault.New(fault.HomeBusy, "wait", ctx.Err())
+	},
+	"exit":     func(context.Context, Request, Uplink) ([]byte, error) { os.Exit(3); return nil, nil },
+	"big":      func(context.Context, Request, Uplink) ([]byte, error) { return make([]byte, 1<<20), nil },
+	"nonsense": nil,
+}
+
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 {
+		if handle, ok := verbs[os.Args[1]]; ok {
+			if handle == nil {
+				_, _ = unix.Write(socketFD, []byte(`{"type":"answer","record":true}`))
+				time.Sleep(time.Minute)
+			}
+			if err := Serve(handle); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Exit(0)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func start(t *testing.T, ctx context.Context, r Request) *Process {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SharedMounts = true
+	p, err := Start(ctx, self, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func end(t *testing.T, p *Process) (last *Answer, before []Event) {
+	t.Helper()
+	for e := range p.Events() {
+		if last != nil {
+			t.Errorf("event %+v after the answer", e)
+		}
+		if e.Answer != nil {
+			last = e.Answer
+			continue
+		}
+		before = append(before, e)
+	}
+	if last == nil {
+		t.Fatal("no answer")
+	}
+	return last, before
+}
+
+func TestRequestArrivesWhole(t *testing.T) {
+	s, err := secret.Copy([]byte(`{"password":["x"]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	a, _ := end(t, start(t, t.Context(), Request{Verb: "echo", Record: []byte(`{"userName":"ann"}`), Secrets: s,
+		Params: Params{Machine: records.Machine{ID: "abc"}, HaveImageLock: true}}))
+	if a.Err != nil || string(a.Record) != `echo {"userName":"ann"} abc true 18 {"PASSWORD":["X"]}` {
+		t.Errorf("got %q, %v", a.Record, a.Err)
+	}
+	empty, err := secret.New(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer empty.Close()
+	a, _ = end(t, start(t, t.Context(), Request{Verb: "echo", Record: []byte("{}"), Secrets: empty}))
+	if a.Err != nil || !strings.HasSuffix(string(a.Record), "false 0 ") {
+		t.Errorf("with empty secrets: %q, %v", a.Record, a.Err)
+	}
+	a, _ = end(t, start(t, t.Context(), Request{Verb: "echo", Record: []byte("{}")}))
+	if a.Err != nil || !strings.HasSuffix(string(a.Record), "none") {
+		t.Errorf("without secrets: %q, %v", a.Record, a.Err)
+	}
+}
+
+func TestAnswers(t *testing.T) {
+	for verb, want := range map[string]fault.Kind{
+		"nothing": "", "big": "", "wrong": fault.BadHomeSize, "plain": fault.Unknown,
+		"exit": fault.WorkerFailed, "nonsense": fault.WorkerFailed,
+	} {
+		t.Run(verb, func(t *testing.T) {
+			a, _ := end(t, start(t, t.Context(), Request{Verb: verb, Record: []byte("{}")}))
+			if fault.KindOf(a.Err) != want {
+				t.Fatalf("kind %q of %v, want %q", fault.KindOf(a.Err), a.Err, want)
+			}
+			if verb == "wrong" {
+				var e *fault.Error
+				if !errors.As(a.Err, &e) || e.User != "ann" || e.Text != "4G is too small." || !strings.Contains(e.Error(), "resize home: ") {
+					t.Errorf("got %#v", e)
+				}
+			}
+			if verb == "big" && len(a.Record) != 1<<20 {
+				t.Errorf("record of %d bytes", len(a.Record))
+			}
+		})
+	}
+}
+
+func TestImageLockOutlivesTheWorker(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a, before := end(t, start(t, t.Context(), Request{Verb: "lock", Record: []byte(path)}))
+	if a.Err != nil || len(before) != 2 || before[0].Progress == nil || *before[0].Progress != (Progress{"format", 1, 2}) || before[1].ImageLock == nil {
+		t.Fatalf("got %v, %+v", a.Err, before)
+	}
+	lock := before[1].ImageLock
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("the image can be locked again: %v", err)
+	}
+	_ = lock.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		t.Errorf("the lock stayed: %v", err)
+	}
+}
+
+func TestCancelUnwinds(t *testing.T) {
+	for name, stop := range map[string]func(*Process, context.CancelFunc){
+		"cancel":           func(p *Process, _ context.CancelFunc) { p.Cancel() },
+		"context":          func(_ *Process, cancel context.CancelFunc) { cancel() },
+		"daemon vanishing": func(p *Process, _ context.CancelFunc) { _ = p.conn.CloseWrite() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "mark")
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			p := start(t, ctx, Request{Verb: "wait", Record: []byte(path)})
+			if e := <-p.Events(); e.Progress == nil {
+				t.Fatalf("got %+v", e)
+			}
+			stop(p, cancel)
+			a, _ := end(t, p)
+			if !fault.Is(a.Err, fault.HomeBusy) {
+				t.Errorf("got %v", a.Err)
+			}
+			if text, err := os.ReadFile(path); err != nil || string(text) != "unwound" {
+				t.Errorf("the worker did not unwind: %q, %v", text, err)
+			}
+		})
+	}
+}
+
+func TestStartRefuses(t *testing.T) {
+	long, err := secret.New(maxSecrets + 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer long.Close()
+	if _, err := Start(t.Context(), "/bin/true", Request{Verb: "echo", Secrets: long}); !fault.Is(err, fault.InvalidArgs) {
+		t.Errorf("long secrets: %v", err)
+	}
+	if _, err := Start(t.Context(), "/nonexistent/program", Request{Verb: "echo"}); !fault.Is(err, fault.WorkerFailed) {
+		t.Errorf("missing program: %v", err)
+	}
+}
+
+// FuzzDecode: whatever a worker sends, the daemon neither panics nor takes a
+// packet whose descriptor does not fit its type.
+func FuzzDecode(f *testing.F) {
+	for _, s := range []string{
+		`{"type":"progress","stage":"a","done":1,"total":2}`, `{"type":"lock"}`,
+		`{"type":"answer","record":true}`, `{"type":"answer","fault":{"kind":"HomeBusy","chain":"x"}}`, `[]`, `{"type":1}`,
+	} {
+		f.Add([]byte(s), true)
+		f.Add([]byte(s), false)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, with bool) {
+		var file *os.File
+		if with {
+			var err error
+			if file, err = os.Open("/dev/null"); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = file.Close() }()
+		}
+		p, got, err := decode(data, file)
+		if err != nil {
+			if file != nil && file.Close() == nil {
+				t.Error("a refused packet's descriptor stayed open")
+			}
+			return
+		}
+		if (got != nil) != (p.Type == "lock" || p.Record) {
+			t.Errorf("%+v with descriptor: %v", p, got != nil)
+		}
+		if p.Fault != nil && p.Fault.err("x") == nil {
+			t.Error("a fault became success")
+		}
+	})
+}
