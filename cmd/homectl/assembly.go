@@ -24,11 +24,6 @@ func newAssembly() *assembly {
 	}
 }
 
-// touched reports whether any property was given.
-func (a *assembly) touched() bool {
-	return len(a.any)+len(a.this)+len(a.other)+len(a.priv)+len(a.rlimits)+len(a.filter)+len(a.rlimitFilter) > 0
-}
-
 func (a *assembly) bucket(name string) map[string]any {
 	switch name {
 	case "this":

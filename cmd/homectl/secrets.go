@@ -126,7 +126,8 @@ func (c *command) askInto(k *keyring, what, prompt, user string) error {
 	return nil
 }
 
-var errCancelled = errors.New("Operation canceled")
+// errCancelled reads, through reason, as the system words ECANCELED.
+var errCancelled error = unix.ECANCELED
 
 // prompt asks on the controlling terminal, without echo.
 func (c *command) prompt(what, text, user string) (*secret.Bytes, error) {

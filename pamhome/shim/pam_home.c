@@ -1,0 +1,595 @@
+/*
+ * pam_home.so: the six PAM entry points. Each starts the helper, which holds
+ * all policy, and does for it what only this process can do. What is decided
+ * here is how a call ends when the helper does not, and the interlock: success
+ * in auth and account counts only with a reference to the home.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <syslog.h>
+#include <unistd.h>
+
+#include <security/pam_ext.h>
+
+#include "shim.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
+
+#define USER_MAX 1024u
+#define ITEM_MAX 1024u
+#define ARGS_MAX 8192u
+#define ANSWER_MAX (32u << 10)
+#define MAX_CONVS 64u
+#define MAX_STORES 64u
+#define MAX_STORED_FDS 8u
+
+struct call {
+	pam_handle_t *pamh;
+	struct channel ch;
+	unsigned convs, stores, fds;
+	bool reference; /* stored, or seen to be held, in this call */
+	char stored[MAX_STORED_FDS][KEY_ROOM];
+};
+
+static int not_ours(enum phase p)
+{
+	return p == OPEN || p == CLOSE ? PAM_SUCCESS : PAM_USER_UNKNOWN;
+}
+
+static bool has_arg(int argc, const char **argv, const char *name)
+{
+	for (int i = 0; i < argc; i++)
+		if (strcmp(argv[i], name) == 0)
+			return true;
+	return false;
+}
+
+/* How a call ends without the helper's result. Never success in auth and
+ * account, and never a lock-out of users who are not ours. */
+static int failed(struct call *c, enum why w)
+{
+	const char *name = NULL;
+	enum kind k;
+
+	pam_syslog(c->pamh, LOG_ERR, "home helper %s: %s",
+		   w == NO_START ? "cannot start" :
+		   w == DIED ? "ended without a result" :
+		   w == SILENT ? "is silent too long" : "broke the protocol", HELPER);
+	for (unsigned i = 0; i < c->fds; i++)
+		data_drop(c->pamh, c->stored[i]);
+	if (pam_get_item(c->pamh, PAM_USER, (const void **)&name) != PAM_SUCCESS || name == NULL)
+		name = "";
+	switch (c->ch.phase) {
+	case AUTH:
+		return PAM_AUTHINFO_UNAVAIL;
+	case ACCOUNT:
+		return PAM_SERVICE_ERR;
+	case OPEN:
+		if ((data_for(c->pamh, HOME_FD, name, &k) && k == KIND_HELD) ||
+		    (data_for(c->pamh, OTHER_FD, name, &k) && k == KIND_HELD) ||
+		    (data_for(c->pamh, HOME_RECORD, name, &k) && k == KIND_TEXT))
+			return PAM_SESSION_ERR;
+		return PAM_SUCCESS;
+	case CLOSE:
+		data_drop_for(c->pamh, HOME_FD, name);
+		return PAM_SUCCESS;
+	default:
+		return PAM_AUTHTOK_ERR;
+	}
+}
+
+static void put_item(struct call *c, unsigned tag, int item, size_t max)
+{
+	const void *value = NULL;
+
+	if (pam_get_item(c->pamh, item, &value) == PAM_SUCCESS && value != NULL && strlen(value) <= max)
+		put_text(&c->ch, tag, value);
+}
+
+static void put_env(struct channel *c, unsigned tag, const char *name, const char *value)
+{
+	char both[1024 + 64];
+	int n;
+
+	if (value == NULL || strlen(value) > 1024)
+		return;
+	n = snprintf(both, sizeof both, "%s=%s", name, value);
+	put(c, tag, both, (size_t)n);
+}
+
+static enum why send_start(struct call *c, int flags, int argc, const char **argv)
+{
+	static const char *const shared[] = {
+		"XDG_SEAT", "XDG_VTNR", "XDG_SESSION_ID", "XDG_SESSION_TYPE", "XDG_SESSION_CLASS",
+		"XDG_SESSION_DESKTOP", "XDG_SESSION_INCOMPLETE", "XDG_SESSION_INHIBIT",
+		"XDG_SESSION_INHIBIT_WHY", "XDG_SESSION_EXTRA_DEVICE_ACCESS", "XDG_AREA",
+		"XDG_RUNTIME_DIR", "SYSTEMD_HOME", "SYSTEMD_HOME_SUSPEND", "TERM", "HOME", "SHELL",
+		"CREDENTIALS_DIRECTORY",
+	};
+	static const char *const process[] = {
+		"SYSTEMD_ACTIVATION_UNIT", "SYSTEMD_ACTIVATION_SCOPE", "LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES",
+	};
+	struct channel *ch = &c->ch;
+	const struct pam_conv *conv = NULL;
+	bool secure = getauxval(AT_SECURE) != 0;
+	enum why w;
+	int host;
+
+	channel_begin(ch, F_START);
+	put_int(ch, 1, 2, 1);
+	put_int(ch, 2, 1, ch->phase);
+	put_int(ch, 3, 4, (uint32_t)flags);
+	for (int i = 0; i < argc; i++)
+		put_text(ch, 4, argv[i]);
+	put_item(c, 5, PAM_SERVICE, ITEM_MAX);
+	put_item(c, 6, PAM_USER, USER_MAX);
+	put_item(c, 7, PAM_TTY, ITEM_MAX);
+	put_item(c, 8, PAM_XDISPLAY, ITEM_MAX);
+	put_item(c, 9, PAM_RHOST, ITEM_MAX);
+	put_item(c, 10, PAM_RUSER, ITEM_MAX);
+	if (ch->phase == AUTH || ch->phase == CHAUTHTOK) {
+		put_item(c, 11, PAM_AUTHTOK, FRAME_MAX);
+		put_item(c, 12, PAM_OLDAUTHTOK, FRAME_MAX);
+	}
+	if (pam_get_item(c->pamh, PAM_CONV, (const void **)&conv) != PAM_SUCCESS)
+		conv = NULL;
+	put_int(ch, 13, 1, conv != NULL && conv->conv != NULL);
+	for (size_t i = 0; i < sizeof shared / sizeof *shared; i++)
+		put_env(ch, 14, shared[i], pam_getenv(c->pamh, shared[i]));
+	put_env(ch, 14, "DISPLAY", pam_getenv(c->pamh, "DISPLAY"));
+	if (!secure) {
+		for (size_t i = 0; i < sizeof shared / sizeof *shared; i++)
+			put_env(ch, 15, shared[i], secure_getenv(shared[i]));
+		for (size_t i = 0; i < sizeof process / sizeof *process; i++)
+			put_env(ch, 15, process[i], secure_getenv(process[i]));
+	}
+	put_int(ch, 16, 4, (uint32_t)getpid());
+	put_int(ch, 17, 4, (uint32_t)getppid());
+	put_int(ch, 18, 4, getuid());
+	put_int(ch, 19, 4, geteuid());
+	put_int(ch, 20, 4, getgid());
+	put_int(ch, 21, 4, getegid());
+	put_int(ch, 22, 1, secure);
+
+	/* The helper watches it: a child that the host forks meanwhile may
+	 * keep the socket open for longer than the host lives. */
+	host = lift((int)syscall(SYS_pidfd_open, getpid(), 0U));
+	w = channel_send(ch, host);
+	if (host >= 0)
+		close(host);
+	return w == BREACH ? NO_START : w;
+}
+
+static void ack(struct call *c, int rc)
+{
+	channel_begin(&c->ch, F_ACK);
+	put_int(&c->ch, 1, 4, (uint32_t)rc);
+}
+
+static enum why on_conv(struct call *c, const struct frame *f)
+{
+	const struct pam_conv *conv = NULL;
+	struct pam_response *answer = NULL;
+	struct pam_message message;
+	const struct pam_message *messages = &message;
+	uint32_t style;
+	char *text;
+	int rc = PAM_CONV_ERR;
+	int64_t before;
+
+	if (++c->convs > MAX_CONVS || !get_int(f, 1, 1, &style) || style < 1 || style > 4)
+		return BREACH;
+	text = get_text(f, 2, 1, 4096);
+	if (text == NULL)
+		return BREACH;
+	if (pam_get_item(c->pamh, PAM_CONV, (const void **)&conv) != PAM_SUCCESS)
+		conv = NULL;
+	if (conv != NULL && conv->conv != NULL) {
+		message.msg_style = (int[]){ 0, PAM_PROMPT_ECHO_OFF, PAM_PROMPT_ECHO_ON, PAM_ERROR_MSG, PAM_TEXT_INFO }[style];
+		message.msg = text;
+		before = now_ms();
+		rc = conv->conv(1, &messages, &answer, conv->appdata_ptr);
+		c->ch.over_at += now_ms() - before;
+	}
+	if (rc == PAM_CONV_AGAIN || (rc == PAM_SUCCESS && answer != NULL && answer->resp != NULL && strlen(answer->resp) > ANSWER_MAX))
+		rc = PAM_CONV_ERR;
+	channel_begin(&c->ch, F_ANSWER);
+	put_int(&c->ch, 1, 4, (uint32_t)rc);
+	if (rc == PAM_SUCCESS && answer != NULL)
+		put_text(&c->ch, 2, answer->resp);
+	if (answer != NULL) {
+		drop_text(answer->resp);
+		free(answer);
+	}
+	drop_text(text);
+	return FINE;
+}
+
+static enum why on_get_token(struct call *c, const struct frame *f)
+{
+	const char *token = NULL;
+	char *prompt = NULL;
+	uint32_t item, verify;
+	int64_t before;
+	int rc;
+
+	if (++c->convs > MAX_CONVS || !get_int(f, 1, 1, &item) || !get_int(f, 2, 1, &verify) ||
+	    item < 1 || item > 2 || verify > 1 || (item == 2 && verify == 1))
+		return BREACH;
+	if (f->field[3].set && (prompt = get_text(f, 3, 1, 4096)) == NULL)
+		return BREACH;
+	before = now_ms();
+	if (item == 2)
+		rc = pam_get_authtok(c->pamh, PAM_OLDAUTHTOK, &token, prompt);
+	else if (verify)
+		rc = pam_get_authtok_verify(c->pamh, &token, prompt);
+	else
+		rc = pam_get_authtok_noverify(c->pamh, &token, prompt);
+	c->ch.over_at += now_ms() - before;
+	channel_begin(&c->ch, F_TOKEN);
+	put_int(&c->ch, 1, 4, (uint32_t)rc);
+	if (rc == PAM_SUCCESS)
+		put_text(&c->ch, 2, token);
+	drop_text(prompt);
+	return FINE;
+}
+
+static enum why on_set_item(struct call *c, const struct frame *f, int item, unsigned tag, size_t max)
+{
+	uint32_t which;
+	char *text;
+
+	if (item == PAM_AUTHTOK && (!get_int(f, 1, 1, &which) || which != 1))
+		return BREACH;
+	text = get_text(f, tag, 1, max);
+	if (text == NULL)
+		return BREACH;
+	ack(c, pam_set_item(c->pamh, item, text));
+	drop_text(text);
+	return FINE;
+}
+
+static bool env_name(enum phase p, const char *s, size_t n)
+{
+	static const char *const outside_open[] = { "XDG_AREA", "XDG_SESSION_INCOMPLETE", "HOME", "SHELL" };
+
+	if (n == 0 || (s[0] >= '0' && s[0] <= '9'))
+		return false;
+	for (size_t i = 0; i < n; i++)
+		if (!((s[i] >= 'A' && s[i] <= 'Z') || (s[i] >= 'a' && s[i] <= 'z') ||
+		      (s[i] >= '0' && s[i] <= '9') || s[i] == '_'))
+			return false;
+	if (p == OPEN)
+		return true;
+	for (size_t i = 0; i < sizeof outside_open / sizeof *outside_open; i++)
+		if (strlen(outside_open[i]) == n && memcmp(outside_open[i], s, n) == 0)
+			return true;
+	return false;
+}
+
+static enum why on_putenv(struct call *c, const struct frame *f)
+{
+	char *text = get_text(f, 1, 1, FRAME_MAX);
+
+	if (text == NULL || !env_name(c->ch.phase, text, strcspn(text, "="))) {
+		drop_text(text);
+		return BREACH;
+	}
+	ack(c, pam_putenv(c->pamh, text));
+	drop_text(text);
+	return FINE;
+}
+
+/* Answers with what lies under the key. *fd: a memfd to send along, or -1. */
+static enum why on_load(struct call *c, const char *key, int *fd)
+{
+	enum key k = key_of(key);
+	enum kind kind;
+	const char *text;
+	int rc;
+
+	if (k == KEY_FOREIGN || (k == KEY_LIMIT && c->ch.phase != OPEN))
+		return BREACH;
+	rc = data_load(c->pamh, key, &kind, &text);
+	if (kind == KIND_HELD)
+		c->reference = true;
+	if (text != NULL && strlen(text) > BIG_VALUE) {
+		*fd = memfd_of(text, strlen(text));
+		text = NULL;
+		if (*fd < 0) {
+			rc = PAM_BUF_ERR;
+			kind = KIND_NOTHING;
+		}
+	}
+	channel_begin(&c->ch, F_VALUE);
+	put_int(&c->ch, 1, 4, (uint32_t)rc);
+	put_int(&c->ch, 2, 1, kind);
+	put_text(&c->ch, 3, text);
+	return FINE;
+}
+
+static enum why on_store(struct call *c, const char *key, struct frame *f)
+{
+	enum key k = key_of(key);
+	uint32_t kind;
+	char *text;
+
+	if (++c->stores > MAX_STORES || !get_int(f, 2, 1, &kind) ||
+	    (k != KEY_HOME_RECORD && k != KEY_RECORD && k != KEY_STATE))
+		return BREACH;
+	if (kind == KIND_MARK) {
+		if (k != KEY_HOME_RECORD || f->field[3].set || f->fd >= 0)
+			return BREACH;
+		ack(c, data_store_mark(c->pamh, key));
+		return FINE;
+	}
+	if (kind != KIND_TEXT || f->field[3].set == (f->fd >= 0))
+		return BREACH;
+	text = f->fd >= 0 ? text_of_memfd(f->fd) : get_text(f, 3, 0, FRAME_MAX);
+	if (text == NULL)
+		return BREACH;
+	ack(c, data_store_text(c->pamh, key, text));
+	return FINE;
+}
+
+static enum why on_store_fd(struct call *c, const char *key, struct frame *f)
+{
+	int rc;
+
+	if (c->fds >= MAX_STORED_FDS || key_of(key) != KEY_HOME_FD)
+		return BREACH;
+	rc = data_store_fd(c->pamh, key, f->fd);
+	f->fd = -1;
+	if (rc == PAM_BAD_ITEM)
+		return BREACH;
+	if (rc == PAM_SUCCESS) {
+		snprintf(c->stored[c->fds++], KEY_ROOM, "%s", key);
+		c->reference = true;
+	}
+	ack(c, rc);
+	return FINE;
+}
+
+static enum why on_drop(struct call *c, const char *key)
+{
+	switch (key_of(key)) {
+	case KEY_HOME_FD:
+		c->reference = false;
+		break;
+	case KEY_HOME_RECORD:
+	case KEY_RECORD:
+	case KEY_STATE:
+		break;
+	default:
+		return BREACH;
+	}
+	ack(c, data_drop(c->pamh, key));
+	return FINE;
+}
+
+static enum why on_log(struct call *c, const struct frame *f)
+{
+	uint32_t priority;
+	char *text;
+
+	if (!get_int(f, 1, 1, &priority) || priority > 7)
+		return BREACH;
+	text = get_text(f, 2, 0, 2048);
+	if (text == NULL)
+		return BREACH;
+	pam_syslog(c->pamh, (int)priority, "%s", text);
+	drop_text(text);
+	return FINE;
+}
+
+static enum why on_result(struct call *c, const struct frame *f, int *result)
+{
+	uint32_t rc;
+
+	if (!get_int(f, 1, 4, &rc) || rc > 29 || rc == PAM_OPEN_ERR || rc == PAM_SYMBOL_ERR || rc == PAM_MODULE_UNKNOWN)
+		return BREACH;
+	/* The interlock: whatever got into the helper, it lets nobody in
+	 * without the home. */
+	if (!c->reference && (((c->ch.phase == AUTH || c->ch.phase == ACCOUNT) && rc == PAM_SUCCESS) ||
+			      (c->ch.phase == ACCOUNT && rc == PAM_NEW_AUTHTOK_REQD)))
+		return BREACH;
+	*result = (int)rc;
+	return FINE;
+}
+
+/* Handles a request and leaves its answer under construction. */
+static enum why on_request(struct call *c, struct frame *f, int *fd)
+{
+	char *key;
+	enum why w;
+
+	switch (f->type) {
+	case F_CONV:
+		return on_conv(c, f);
+	case F_GET_TOKEN:
+		return on_get_token(c, f);
+	case F_SET_TOKEN:
+		return on_set_item(c, f, PAM_AUTHTOK, 2, FRAME_MAX);
+	case F_SET_USER:
+		return on_set_item(c, f, PAM_USER, 1, USER_MAX);
+	case F_PUTENV:
+		return on_putenv(c, f);
+	default:
+		break;
+	}
+	key = get_text(f, 1, 1, KEY_ROOM - 1);
+	if (key == NULL)
+		return BREACH;
+	switch (f->type) {
+	case F_LOAD:
+		w = on_load(c, key, fd);
+		break;
+	case F_STORE:
+		w = on_store(c, key, f);
+		break;
+	case F_STORE_FD:
+		w = on_store_fd(c, key, f);
+		break;
+	default:
+		w = on_drop(c, key);
+		break;
+	}
+	drop_text(key);
+	return w;
+}
+
+/* Serves the helper until its result. */
+static enum why serve(struct call *c, int *result)
+{
+	struct frame f;
+	enum why w;
+	int fd;
+
+	for (;;) {
+		w = channel_receive(&c->ch, &f, true);
+		if (w != FINE)
+			return w;
+		if (f.type == F_LOG) {
+			w = on_log(c, &f);
+			channel_done(&c->ch, &f);
+			if (w != FINE)
+				return w;
+			continue;
+		}
+		if (f.type == F_RESULT) {
+			w = on_result(c, &f, result);
+			channel_done(&c->ch, &f);
+			return w;
+		}
+		fd = -1;
+		w = on_request(c, &f, &fd);
+		channel_done(&c->ch, &f);
+		/* Before its answer only log lines may come. */
+		while (w == FINE) {
+			w = channel_receive(&c->ch, &f, false);
+			if (w == NOTHING)
+				break;
+			if (w == FINE) {
+				w = f.type == F_LOG ? on_log(c, &f) : BREACH;
+				channel_done(&c->ch, &f);
+			}
+		}
+		if (w == NOTHING)
+			w = channel_send(&c->ch, fd);
+		if (fd >= 0)
+			close(fd);
+		if (w != FINE)
+			return w;
+	}
+}
+
+static int with_helper(struct call *c, int flags, int argc, const char **argv)
+{
+	int pair[2] = { -1, -1 };
+	enum why w = NO_START;
+	size_t args = 0;
+	int result = PAM_SYSTEM_ERR;
+
+	for (int i = 0; i < argc; i++)
+		args += strlen(argv[i]) + 1;
+	c->ch.sock = -1;
+	c->ch.in = malloc(FRAME_MAX);
+	c->ch.out = malloc(FRAME_MAX);
+	if (args > ARGS_MAX || c->ch.in == NULL || c->ch.out == NULL)
+		goto out;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		goto out;
+	pair[0] = lift(pair[0]);
+	pair[1] = lift(pair[1]);
+	if (pair[0] < 0 || pair[1] < 0 || fcntl(pair[0], F_SETFL, O_NONBLOCK) < 0)
+		goto out;
+	if (!start_helper(pair[1]))
+		goto out;
+	close(pair[1]);
+	pair[1] = -1;
+	c->ch.sock = pair[0];
+	c->ch.over_at = now_ms() + CALL_MS;
+	w = send_start(c, flags, argc, argv);
+	c->ch.silent_at = now_ms() + FIRST_MS;
+	if (w == FINE)
+		w = serve(c, &result);
+	if (w == DIED && c->ch.frames == 0)
+		w = NO_START;
+out:
+	if (pair[0] >= 0)
+		close(pair[0]);
+	if (pair[1] >= 0)
+		close(pair[1]);
+	free(c->ch.in);
+	free(c->ch.out);
+	return w == FINE ? result : failed(c, w);
+}
+
+static int run(pam_handle_t *pamh, enum phase phase, int flags, int argc, const char **argv)
+{
+	bool whole = (phase == OPEN || phase == CLOSE) &&
+		     (has_arg(argc, argv, "register") || has_arg(argc, argv, "settings"));
+	struct call c = { .pamh = pamh, .ch = { .phase = phase } };
+	const char *user = NULL;
+	enum kind k;
+	int rc;
+
+	if (phase == CLOSE && !whole && !data_refs(pamh))
+		return PAM_SUCCESS;
+	rc = pam_get_user(pamh, &user, NULL);
+	if (rc != PAM_SUCCESS)
+		return rc == PAM_CONV_AGAIN || rc == PAM_INCOMPLETE ? PAM_CONV_ERR : rc;
+	if (user == NULL || user[0] == 0)
+		return PAM_SERVICE_ERR;
+	if (strlen(user) > USER_MAX)
+		return not_ours(phase);
+	if (!whole && (strcmp(user, "root") == 0 || strcmp(user, NOBODY) == 0 ||
+		       !((user[0] >= 'A' && user[0] <= 'Z') || (user[0] >= 'a' && user[0] <= 'z') || user[0] == '_') ||
+		       (data_for(pamh, HOME_RECORD, user, &k) && k == KIND_MARK)))
+		return not_ours(phase);
+	return with_helper(&c, flags, argc, argv);
+}
+
+EXPORT int pam_sm_authenticate(pam_handle_t *pamh, int flags, int argc, const char **argv)
+{
+	return run(pamh, AUTH, flags, argc, argv);
+}
+
+EXPORT int pam_sm_setcred(pam_handle_t *pamh, int flags, int argc, const char **argv)
+{
+	(void)pamh;
+	(void)flags;
+	(void)argc;
+	(void)argv;
+	return PAM_SUCCESS;
+}
+
+EXPORT int pam_sm_acct_mgmt(pam_handle_t *pamh, int flags, int argc, const char **argv)
+{
+	return run(pamh, ACCOUNT, flags, argc, argv);
+}
+
+EXPORT int pam_sm_open_session(pam_handle_t *pamh, int flags, int argc, const char **argv)
+{
+	return run(pamh, OPEN, flags, argc, argv);
+}
+
+EXPORT int pam_sm_close_session(pam_handle_t *pamh, int flags, int argc, const char **argv)
+{
+	return run(pamh, CLOSE, flags, argc, argv);
+}
+
+EXPORT int pam_sm_chauthtok(pam_handle_t *pamh, int flags, int argc, const char **argv)
+{
+	return run(pamh, CHAUTHTOK, flags, argc, argv);
+}
