@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"math"
 	"regexp"
 	"slices"
@@ -399,8 +398,10 @@ func texts(v *value) []string {
 
 func unique(list []string) []string {
 	var out []string
+	seen := make(map[string]bool, len(list))
 	for _, s := range list {
-		if !slices.Contains(out, s) {
+		if !seen[s] {
+			seen[s] = true
 			out = append(out, s)
 		}
 	}
@@ -411,19 +412,28 @@ func unique(list []string) []string {
 // CreateHome does. Fault: InvalidArgs.
 func (r *Record) Validate(m Machine) error { return r.checkFields(&m) }
 
-// checkFields checks all sections that count on m, or, when m is nil, those
-// that count everywhere.
+// Ignored lists the fields that do not count on machine m because of their
+// type, value or place, each with its reason, for the log.
+func (r *Record) Ignored(m Machine) []string {
+	var out []string
+	r.badFields(&m, func(name, why string) { out = append(out, name+": "+why) })
+	return out
+}
+
 func (r *Record) checkFields(m *Machine) error {
-	bad := func(name, why string) error {
-		return &fault.Error{Kind: fault.InvalidArgs, Op: "check fields of user record", Text: notARecord, Err: fmt.Errorf("field %s: %w", name, errors.New(why))}
-	}
-	check := func(in section, v *value) error {
-		if v == nil {
-			return nil
+	var err error
+	r.badFields(m, func(name, why string) {
+		if err == nil {
+			err = &fault.Error{Kind: fault.InvalidArgs, Op: "check fields of user record", Text: notARecord, Err: errors.New("field " + name + ": " + why)}
 		}
-		if v.kind != object {
-			return bad("of a section", "not an object")
-		}
+	})
+	return err
+}
+
+// badFields reports what does not count in the sections of m, or, when m is
+// nil, in those that count everywhere.
+func (r *Record) badFields(m *Machine, report func(name, why string)) {
+	check := func(in section, v *value) {
 		for _, e := range v.members {
 			if in == regular && sectionOf(e.key) != regular {
 				continue
@@ -431,34 +441,32 @@ func (r *Record) checkFields(m *Machine) error {
 			f, known := fields[e.key]
 			switch {
 			case !known || f.in&in == 0:
-				// Where a field is unknown, a newer release may know it; in
-				// the sections that only we and homectl write it is a slip.
+				// A newer release may know it, and its clients need not ask
+				// us. In the sections that are ours alone it is a slip.
 				if in&(regular|privileged) == 0 {
-					return bad(e.key, "not known here")
+					report(e.key, "not known here")
 				}
 			case f.flex && e.value.kind == null:
 			case !f.valid(e.value):
-				return bad(e.key, "wrong type or value")
+				report(e.key, "wrong type or value")
 			}
 		}
-		return nil
 	}
-	if err := errors.Join(check(regular, r.doc), check(privileged, r.doc.get("privileged"))); err != nil {
-		return err
+	check(regular, r.doc)
+	if p := r.doc.get("privileged"); p.is(object) {
+		check(privileged, p)
+	} else if p != nil {
+		report("privileged", "not an object")
 	}
-	entries := r.doc.get("perMachine")
-	if entries != nil && !listOf(func(v *value) bool { return v.kind == object })(entries) {
-		return bad("perMachine", "not an array of objects")
+	if list := r.doc.get("perMachine"); list != nil && !listOf(func(v *value) bool { return v.kind == object })(list) {
+		report("perMachine", "not an array of objects")
 	}
 	if m == nil {
-		return nil
+		return
 	}
 	for _, l := range r.layers(*m) {
 		if l.in != regular {
-			if err := check(l.in, l.obj); err != nil {
-				return err
-			}
+			check(l.in, l.obj)
 		}
 	}
-	return nil
 }

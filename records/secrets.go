@@ -108,6 +108,10 @@ func keyIs(raw []byte, name string) bool {
 	return string(buf) == name
 }
 
+// maxSecrets bounds a list of passwords: each takes a page of locked memory and
+// a slow hash per hash of the record.
+const maxSecrets = 256
+
 // Secrets is what someone offers to authenticate with: the secret section,
 // taken apart. Whoever makes one closes it; the passwords in it stay its own.
 type Secrets struct {
@@ -218,6 +222,9 @@ func secretTexts(in []byte) ([]*secret.Bytes, error) {
 		if scan.peek() != '"' {
 			usable = false
 			return scan.skip(1)
+		}
+		if len(out) == maxSecrets {
+			return scan.fail("too many secrets")
 		}
 		raw, err := scan.stringToken()
 		if err != nil {

@@ -159,3 +159,22 @@ func (r *Record) signatures() ([][]byte, error) {
 	}
 	return out, nil
 }
+
+// UnstableOrder reports whether a signed section holds a list of four or more
+// objects or lists. systemd orders such lists by memory addresses when it
+// verifies, so that it may accept the record in one boot and not in the next.
+func (r *Record) UnstableOrder() bool { return unstable(r.Signable().doc) }
+
+func unstable(v *value) bool {
+	for i, e := range v.list {
+		if unstable(e) || len(v.list) > 3 && i%2 == 0 && i+1 < len(v.list) && (e.kind == object || e.kind == array) {
+			return true
+		}
+	}
+	for _, m := range v.members {
+		if unstable(m.value) {
+			return true
+		}
+	}
+	return false
+}

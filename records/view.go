@@ -493,14 +493,15 @@ func (l layers) hasEntries(name string) bool { return len(l.entries(name)) > 0 }
 // environment lets a later assignment replace an earlier one in its place.
 func environment(list []string) []string {
 	var out []string
+	place := make(map[string]int, len(list))
 	for _, s := range list {
 		name, _, _ := strings.Cut(s, "=")
-		i := slices.IndexFunc(out, func(o string) bool { return strings.HasPrefix(o, name+"=") })
-		if i >= 0 {
+		if i, ok := place[name]; ok {
 			out[i] = s
-		} else {
-			out = append(out, s)
+			continue
 		}
+		place[name] = len(out)
+		out = append(out, s)
 	}
 	return out
 }
