@@ -212,7 +212,7 @@ func (r *Record) Embedded() *Record { return r.keep(signedParts | signature) }
 // Signable returns what a signature covers.
 func (r *Record) Signable() *Record { return r.keep(signedParts) }
 
-// Signed reports whether there is at least one signature, whoever made it.
+// HasSignature reports whether there is at least one signature, whoever made it.
 func (r *Record) HasSignature() bool {
 	s := r.doc.get("signature")
 	return s.is(array) && len(s.list) > 0
