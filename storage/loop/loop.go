@@ -24,8 +24,9 @@ const (
 	attachTries = 64
 	pauseMin    = 10 * time.Millisecond
 	pauseMax    = 250 * time.Millisecond
-	removeTries = 39
-	removePause = 128 * time.Millisecond // 5 s in all
+	removeWait  = 5 * time.Second
+	removeFirst = time.Millisecond
+	removeLast  = 100 * time.Millisecond
 )
 
 // Device is an attached loop device.
@@ -278,7 +279,9 @@ func (d *Device) Relinquish() error {
 }
 
 // Detach syncs the device, clears and removes it. While something still uses
-// it, it clears itself on that user's close. After Detach nothing of d is
+// it, it waits some seconds: the kernel lets go of the device below a removed
+// dm device a little later, and udev looks for a moment. A device that is used
+// longer clears itself on that user's close. After Detach nothing of d is
 // open. A second call does nothing.
 func (d *Device) Detach(ctx context.Context) error {
 	if d.File == nil {
@@ -298,33 +301,39 @@ func (d *Device) Detach(ctx context.Context) error {
 		return errors.Join(append(errs, err)...)
 	}
 	defer func() { _ = ctl.Close() }()
-	if err := flock(ctl, unix.LOCK_EX); err != nil {
-		return errors.Join(append(errs, err)...)
-	}
+	ours, _ := Backing(d.Number)
 	if err := onFD(node, clearFD); err != nil && !errors.Is(err, unix.ENXIO) {
 		return errors.Join(append(errs, fmt.Errorf("clear %s: %w", d.Path, err))...)
 	}
-	// The kernel clears at the last close, which is this one unless udev or
-	// a dm device has it open.
+	// The kernel clears at the last close, which is this one unless someone
+	// else has it open.
 	if err := node.Close(); err != nil {
 		errs = append(errs, err)
 	}
-	// Removing the node is a courtesy: /dev otherwise keeps as many as were
-	// ever used at once. One that is still open, or that someone took since,
-	// stays.
-	for range removeTries {
-		err := onFD(ctl, func(fd int) error { return unix.IoctlSetInt(fd, unix.LOOP_CTL_REMOVE, d.Number) })
-		if !errors.Is(err, unix.EBUSY) {
+	deadline := time.Now().Add(removeWait)
+	for wait := removeFirst; ; wait = min(wait*2, removeLast) {
+		if err := removeFree(ctl, d.Number); !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
 			break
 		}
-		if used, _ := Backing(d.Number); used != "" {
-			break // it is not ours any more, or waits for its user
+		if now, _ := Backing(d.Number); now != ours && now != "" {
+			break // it is another's already
 		}
-		if pause(ctx, removePause) != nil {
+		if pause(ctx, wait) != nil {
 			break
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// removeFree removes a device that nobody uses. It is a courtesy: /dev
+// otherwise keeps as many as were ever used at once. The lock keeps us away
+// from a free device that another is about to take.
+func removeFree(ctl *os.File, number int) error {
+	if err := flock(ctl, unix.LOCK_EX); err != nil {
+		return err
+	}
+	defer func() { _ = flock(ctl, unix.LOCK_UN) }()
+	return onFD(ctl, func(fd int) error { return unix.IoctlSetInt(fd, unix.LOOP_CTL_REMOVE, number) })
 }
 
 func clearFD(fd int) error { return unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0) }

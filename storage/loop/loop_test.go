@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -125,6 +126,23 @@ func TestClearsItself(t *testing.T) {
 		t.Errorf("a device in use went away: %q, %v", path, err)
 	}
 	if err := user.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if path, err := loop.Backing(d.Number); err != nil || path == f.Name() {
+		t.Errorf("still attached to %q, %v", path, err)
+	}
+}
+
+// TestDetachWaitsForTheLastUser: what follows a detach may rely on the file.
+func TestDetachWaitsForTheLastUser(t *testing.T) {
+	f := image(t, 8<<20)
+	d := attach(t, f, loop.Config{})
+	user, err := os.Open(d.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { _ = user.Close() })
+	if err := d.Detach(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if path, err := loop.Backing(d.Number); err != nil || path == f.Name() {
