@@ -51,7 +51,7 @@ func (p PasswordVerdict) MayChange() bool {
 // PasswordChange judges the password's age at the time now, in microseconds
 // since 1970.
 func (v *View) PasswordChange(now uint64) PasswordVerdict {
-	low, high, inactive, warn := v.PasswordChangeMinUSec, v.PasswordChangeMaxUSec, v.PasswordChangeInactiveUS, v.PasswordChangeWarnUSec
+	low, high, inactive, warn := v.PasswordChangeMinUSec, v.PasswordChangeMaxUSec, v.PasswordChangeInactiveUSec, v.PasswordChangeWarnUSec
 	last := uint64(math.MaxUint64) // unset: too late for any rule to apply
 	if v.LastPasswordChangeUSec != nil {
 		last = *v.LastPasswordChangeUSec

@@ -41,12 +41,12 @@ type View struct {
 	RateLimitIntervalUSec, RateLimitBurst uint64
 	EnforcePasswordPolicy                 *bool
 
-	Locked                                           bool
-	NotBeforeUSec, NotAfterUSec                      *uint64
-	LastChangeUSec, LastPasswordChangeUSec           *uint64
-	PasswordChangeMinUSec, PasswordChangeMaxUSec     *uint64
-	PasswordChangeWarnUSec, PasswordChangeInactiveUS *uint64
-	PasswordChangeNow                                bool
+	Locked                                             bool
+	NotBeforeUSec, NotAfterUSec                        *uint64
+	LastChangeUSec, LastPasswordChangeUSec             *uint64
+	PasswordChangeMinUSec, PasswordChangeMaxUSec       *uint64
+	PasswordChangeWarnUSec, PasswordChangeInactiveUSec *uint64
+	PasswordChangeNow                                  bool
 
 	MemberOf, Environment []string
 
@@ -271,16 +271,16 @@ func (r *Record) View(m Machine) View {
 		RateLimitBurst:        l.u64Or("rateLimitBurst", 30),
 		EnforcePasswordPolicy: l.maybe("enforcePasswordPolicy"),
 
-		Locked:                   l.bool("locked", false),
-		NotBeforeUSec:            l.u64("notBeforeUSec"),
-		NotAfterUSec:             l.u64("notAfterUSec"),
-		LastChangeUSec:           l.u64("lastChangeUSec"),
-		LastPasswordChangeUSec:   l.u64("lastPasswordChangeUSec"),
-		PasswordChangeMinUSec:    l.u64("passwordChangeMinUSec"),
-		PasswordChangeMaxUSec:    l.u64("passwordChangeMaxUSec"),
-		PasswordChangeWarnUSec:   l.u64("passwordChangeWarnUSec"),
-		PasswordChangeInactiveUS: l.u64("passwordChangeInactiveUSec"),
-		PasswordChangeNow:        l.bool("passwordChangeNow", false),
+		Locked:                     l.bool("locked", false),
+		NotBeforeUSec:              l.u64("notBeforeUSec"),
+		NotAfterUSec:               l.u64("notAfterUSec"),
+		LastChangeUSec:             l.u64("lastChangeUSec"),
+		LastPasswordChangeUSec:     l.u64("lastPasswordChangeUSec"),
+		PasswordChangeMinUSec:      l.u64("passwordChangeMinUSec"),
+		PasswordChangeMaxUSec:      l.u64("passwordChangeMaxUSec"),
+		PasswordChangeWarnUSec:     l.u64("passwordChangeWarnUSec"),
+		PasswordChangeInactiveUSec: l.u64("passwordChangeInactiveUSec"),
+		PasswordChangeNow:          l.bool("passwordChangeNow", false),
 
 		MemberOf:    l.union("memberOf"),
 		Environment: environment(l.texts("environment")),

@@ -500,7 +500,7 @@ func (w *writer) authentication(r *records.Record) {
 func (w *writer) policy() {
 	w.bool("Passwd Pol.", "enforcePasswordPolicy")
 	lo, hi := w.v.PasswordChangeMinUSec, w.v.PasswordChangeMaxUSec
-	warn, inactive := w.v.PasswordChangeWarnUSec, w.v.PasswordChangeInactiveUS
+	warn, inactive := w.v.PasswordChangeWarnUSec, w.v.PasswordChangeInactiveUSec
 	if lo != nil || hi != nil || warn != nil || inactive != nil {
 		s := ""
 		if lo != nil {
