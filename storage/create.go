@@ -1,0 +1,90 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"hearth/internal/fault"
+	"hearth/internal/secret"
+	"hearth/records"
+	"hearth/storage/fsops"
+	"hearth/storage/mounts"
+)
+
+// create makes a new area and fills it. It becomes visible as the last step;
+// the home is left inactive.
+func (f *flow) create(ctx context.Context) (out *records.Record, err error) {
+	if err := records.RequirePlaintexts(f.record, f.secrets); err != nil {
+		return nil, err
+	}
+	state, err := testHome(f.view.HomeDirectory)
+	if err != nil {
+		return nil, err
+	}
+	if state != homeAbsent {
+		return nil, fault.New(fault.FileExists, "create", fmt.Errorf("%s: %w", f.view.HomeDirectory, os.ErrExist))
+	}
+	there, err := imageThere(f.view.ImagePath)
+	if err != nil {
+		return nil, err
+	}
+	if there {
+		return nil, fault.New(fault.FileExists, "create", fmt.Errorf("%s: %w", f.view.ImagePath, os.ErrExist))
+	}
+	passphrases, err := f.record.EffectivePassphrases(f.secrets)
+	if err != nil {
+		return nil, err
+	}
+	defer secret.CloseAll(passphrases)
+	setup, err := f.backend.Create(ctx, f.area, &Credentials{Passphrases: passphrases})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, setup.Close(ctx)) }()
+
+	if keeper, ok := f.backend.(HeaderKeeper); ok {
+		if err := keeper.WriteHeader(ctx, setup, f.record.Embedded().Compact()); err != nil {
+			return nil, fmt.Errorf("write header: %w", err)
+		}
+	}
+	if err := f.shift(setup); err != nil {
+		return nil, err
+	}
+	f.Progress("populate", 0, 0)
+	if err := f.populate(ctx, setup); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fault.New(fault.Timeout, "create", err)
+	}
+	// The home directory enters the binding with the first activation.
+	bound := f.bind(f.record, setup, "")
+	if err := setup.Commit(ctx); err != nil {
+		return nil, fmt.Errorf("finish area: %w", err)
+	}
+	return bound, nil
+}
+
+// populate fills a new home, storage.md 1.7.
+func (f *flow) populate(ctx context.Context, s *Setup) error {
+	const op = "populate home"
+	v := &f.view
+	if err := fsops.CopySkeleton(ctx, v.SkeletonDirectory, s.Root, v.UID, v.GID); err != nil {
+		return spaceFault(op, err)
+	}
+	if err := writeIdentity(s.Root, f.record, v.UID, v.GID, f.Rand); err != nil {
+		return err
+	}
+	if err := fsops.ChownTree(ctx, s.Root, v.UID, v.GID); err != nil {
+		return spaceFault(op, err)
+	}
+	if err := s.Root.Chmod(os.FileMode(v.AccessMode) & os.ModePerm); err != nil {
+		return spaceFault(op, err)
+	}
+	if err := mounts.SyncFS(s.Root); err != nil {
+		return spaceFault(op, err)
+	}
+	return nil
+}

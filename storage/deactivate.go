@@ -1,0 +1,85 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/fault"
+	"hearth/storage/mounts"
+)
+
+// deactivate unmounts the home and detaches its storage. force leaves behind
+// whoever still uses it.
+func (f *flow) deactivate(ctx context.Context, force bool) error {
+	mounted, err := mounts.IsMountPoint(f.view.HomeDirectory)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fault.New(fault.Unknown, "look at home directory", err)
+	}
+	if mounted {
+		if err := f.unpublish(force); err != nil {
+			return err
+		}
+		// Nobody can enter any more: half a deactivation would help nobody.
+		ctx = context.WithoutCancel(ctx)
+	}
+	f.area.Active = mounted
+	err = f.backend.Deactivate(ctx, f.area)
+	if mounted && fault.Is(err, fault.HomeNotActive) {
+		err = nil
+	}
+	if err == nil && f.view.DropCaches {
+		if derr := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3\n"), 0); derr != nil {
+			f.Log.Warn("cannot drop caches", "error", derr)
+		}
+	}
+	return err
+}
+
+// unpublish takes the home directory's mount away. Meanwhile a private bind of
+// it holds the file system, so that it can be trimmed and synced when nobody
+// writes any more.
+func (f *flow) unpublish(force bool) (err error) {
+	home := f.view.HomeDirectory
+	if err := mounts.BindPrivate(home, mounts.Work); err != nil {
+		return fault.New(fault.Unknown, "bind home", err)
+	}
+	defer func() {
+		if uerr := mounts.UnmountTree(mounts.Work); uerr != nil {
+			err = errors.Join(err, fault.New(fault.Unknown, "unmount work directory", uerr))
+		}
+	}()
+	flags := 0
+	if force {
+		flags = unix.MNT_FORCE | unix.MNT_DETACH
+	}
+	root, err := openDirectory(mounts.Work)
+	if err != nil {
+		return fault.New(fault.IOError, "open home", err)
+	}
+	defer func() { _ = root.Close() }()
+	if err := mounts.Unmount(home, flags); err != nil {
+		return fmt.Errorf("close home: %w", err)
+	}
+	if f.view.Storage == "luks" && f.view.LUKS.OfflineDiscard {
+		if terr := mounts.Trim(root); terr != nil {
+			f.Log.Info("home was not trimmed", "error", terr)
+		}
+	}
+	if serr := mounts.SyncFS(root); serr != nil {
+		// The mount is gone; the kernel writes on when the device goes.
+		f.Log.Warn("cannot sync home", "error", serr)
+	}
+	return nil
+}
+
+func openDirectory(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}

@@ -1,0 +1,46 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/fault"
+	"hearth/records"
+)
+
+// inspect authenticates against all copies of the record and returns the one
+// that rules. It writes no copy; an active home stays as it is.
+func (f *flow) inspect(ctx context.Context) (out *records.Record, err error) {
+	setup, err := f.openAny(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, setup.Close(ctx)) }()
+	got, err := f.reconcile(setup)
+	if err != nil {
+		return nil, err
+	}
+	return f.bind(got.Record, setup, f.view.HomeDirectory), nil
+}
+
+// openAny opens an inactive home or adopts an active one.
+func (f *flow) openAny(ctx context.Context) (*Setup, error) {
+	state, herr := testHome(f.view.HomeDirectory)
+	there, ierr := imageThere(f.view.ImagePath)
+	err := errors.Join(herr, ierr)
+	if err == nil && !there {
+		err = fault.New(fault.HomeAbsent, f.verb, fmt.Errorf("%s: %w", f.view.ImagePath, unix.ENOENT))
+	}
+	if err != nil {
+		// A wrong password is told first, whatever else is wrong.
+		if aerr := records.Authenticate(f.record, f.secrets, false, f.hashes); aerr != nil {
+			return nil, aerr
+		}
+		return nil, err
+	}
+	f.area.Active = state == homeMounted
+	return f.open(ctx)
+}

@@ -1,0 +1,324 @@
+package storage
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/fault"
+	"hearth/internal/secret"
+	"hearth/records"
+	"hearth/storage/mounts"
+)
+
+// The verbs that Run knows.
+const (
+	Create          = "create"
+	Activate        = "activate"
+	Deactivate      = "deactivate"
+	DeactivateForce = "deactivate-force"
+	Inspect         = "inspect"
+	Remove          = "remove"
+)
+
+// Host is the machine that an operation runs on, as its caller sees it.
+type Host struct {
+	Machine records.Machine
+	// HomeRoot is where images and home directories are by default, "/home".
+	HomeRoot string
+	// DefaultStorage and DefaultFileSystemType are used for records that name
+	// none; empty means the built-in rule.
+	DefaultStorage, DefaultFileSystemType string
+	// Rand is the source of keys, UUIDs and temporary names; nil is crypto/rand.
+	Rand io.Reader
+	// Progress may be nil.
+	Progress func(stage string, done, total uint64)
+	Log      *slog.Logger
+	// ImageLock hands a locked image to whoever keeps it locked for as long
+	// as the home is in use. The file stays the caller's. May be nil.
+	ImageLock func(*os.File) error
+	// HaveImageLock says that the lock is held already.
+	HaveImageLock bool
+}
+
+// A flow is one operation under way.
+type flow struct {
+	Host
+	verb    string
+	record  *records.Record
+	view    records.View
+	secrets *records.Secrets
+	hashes  *records.HashCache
+	area    Area
+	backend Backend
+
+	// header is the record outside of the file system, once admitted.
+	header *records.Record
+	auth   *authentication
+}
+
+// Run carries out one verb on one home and returns the record as the storage
+// now has it, with its binding; nil for verbs that end with the home closed or
+// gone. It expects to be root in a mount namespace prepared by
+// mounts.EnterWorkNamespace. record carries no secret; s may be nil and is
+// borrowed.
+//
+// Faults: those of Backend; BadPassword and its like from the records' own
+// check; HomeAbsent, HomeAlreadyActive, HomeNotActive, HomeBusy, FileExists,
+// OtherUser, StaleRecord, Inconsistent; NotSupported for a verb or a kind of
+// storage that is not built.
+func Run(ctx context.Context, h Host, verb string, record *records.Record, s *records.Secrets, backends map[string]Backend) (*records.Record, error) {
+	f := &flow{Host: h, verb: verb, record: record.WithoutSecret(), secrets: s}
+	if f.secrets == nil {
+		f.secrets = &records.Secrets{}
+	}
+	if f.Log == nil {
+		f.Log = slog.New(slog.DiscardHandler)
+	}
+	if f.Rand == nil {
+		f.Rand = rand.Reader
+	}
+	if f.Progress == nil {
+		f.Progress = func(string, uint64, uint64) {}
+	}
+	run, ok := map[string]func(context.Context) (*records.Record, error){
+		Create:          f.create,
+		Activate:        f.activate,
+		Deactivate:      func(ctx context.Context) (*records.Record, error) { return nil, f.deactivate(ctx, false) },
+		DeactivateForce: func(ctx context.Context) (*records.Record, error) { return nil, f.deactivate(ctx, true) },
+		Inspect:         f.inspect,
+		Remove:          func(ctx context.Context) (*records.Record, error) { return nil, f.remove(ctx) },
+	}[verb]
+	if !ok {
+		return nil, fault.Newf(fault.NotSupported, "start "+verb, "The operation %q is not built yet.", verb)
+	}
+	f.hashes = records.NewHashCache()
+	if err := f.locate(backends); err != nil {
+		return nil, fault.For(record.UserName(), err)
+	}
+	out, err := run(ctx)
+	return out, fault.For(record.UserName(), err)
+}
+
+// locate finds out where the home is and which backend it needs.
+func (f *flow) locate(backends map[string]Backend) error {
+	const op = "locate storage"
+	f.Machine.HomeRoot = f.HomeRoot
+	f.view = f.record.View(f.Machine)
+	if !f.view.HasUID {
+		return fault.Newf(fault.InvalidArgs, op, "The record names no UID for this machine.")
+	}
+	bound, _ := f.record.Binding(f.Machine.ID)
+	if f.view.Storage == "" {
+		// The choice is this machine's, so it goes into its binding; paths
+		// and discard defaults follow from there.
+		storage := f.DefaultStorage
+		if storage == "" {
+			storage = "luks"
+		}
+		f.record = f.record.WithBinding(f.Machine.ID, records.Binding{Storage: storage})
+		f.view = f.record.View(f.Machine)
+	}
+	v := &f.view
+	f.backend = backends[v.Storage]
+	if f.backend == nil {
+		return fault.Newf(fault.NotSupported, op, "Storage %q is not built yet.", v.Storage)
+	}
+	for _, p := range []string{v.ImagePath, v.HomeDirectory} {
+		if !filepath.IsAbs(p) || filepath.Clean(p) != p || strings.ContainsRune(p, 0) {
+			return fault.Newf(fault.InvalidArgs, op, "The path %q is not absolute and normalized.", p)
+		}
+	}
+	chosen := v.HasFileSystemType
+	if !chosen && f.DefaultFileSystemType != "" {
+		v.FileSystemType, chosen = f.DefaultFileSystemType, true
+	}
+	if v.FileSystemType == "" {
+		v.FileSystemType = "btrfs"
+	}
+	f.area = Area{
+		View: *v, FullName: f.record.FullName(), Bound: bound, FileSystemTypeChosen: chosen,
+		HandLock: f.ImageLock, HaveLock: f.HaveImageLock,
+		Rand: f.Rand, Log: f.Log, Progress: f.Progress,
+	}
+	return nil
+}
+
+// The states of a home directory, storage.md 1.3.
+type homeState int
+
+const (
+	homeAbsent homeState = iota
+	homeExists
+	homeMounted
+)
+
+// testHome looks at the home directory before anything is touched. Faults:
+// HomeBusy if something is in it that mounting would hide, Unknown if it is
+// no directory.
+func testHome(path string) (homeState, error) {
+	const op = "look at home directory"
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return homeAbsent, nil
+	case err != nil:
+		return 0, fault.New(fault.Unknown, op, err)
+	case !info.IsDir():
+		return 0, fault.New(fault.Unknown, op, fmt.Errorf("%s: %w", path, unix.ENOTDIR))
+	}
+	mounted, err := mounts.IsMountPoint(path)
+	if err != nil {
+		return 0, fault.New(fault.Unknown, op, err)
+	}
+	if mounted {
+		return homeMounted, nil
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return 0, fault.New(fault.Unknown, op, err)
+	}
+	defer func() { _ = dir.Close() }()
+	switch _, err := dir.Readdirnames(1); {
+	case errors.Is(err, io.EOF):
+		return homeExists, nil
+	case err != nil:
+		return 0, fault.New(fault.Unknown, op, err)
+	}
+	return 0, fault.Newf(fault.HomeBusy, op, "The directory %s is not empty.", path)
+}
+
+// imageThere says whether there is anything at the image path. Links are
+// followed, as opening does.
+func imageThere(path string) (bool, error) {
+	_, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fault.New(fault.Unknown, "look at image", err)
+	}
+	return true, nil
+}
+
+// An authentication checks the secrets against the host record on a goroutine
+// of its own: the password hash is as dear as the keyslot's derivation, which
+// may run beside it.
+type authentication struct {
+	done chan struct{}
+	err  error
+}
+
+func (f *flow) authenticate(strict bool) *authentication {
+	a := &authentication{done: make(chan struct{})}
+	go func() {
+		defer close(a.done)
+		a.err = records.Authenticate(f.record, f.secrets, strict, f.hashes)
+	}()
+	return a
+}
+
+func (a *authentication) wait() error {
+	<-a.done
+	return a.err
+}
+
+// copyOf parses another copy of the record and demands that it is this home's
+// and accepts the secrets. The host record's verdict comes first, so that a
+// wrong password is told by the record that the user knows, and so that the
+// hashes are not touched from two sides.
+func (f *flow) copyOf(text []byte, where string) (*records.Record, error) {
+	if err := f.auth.wait(); err != nil {
+		return nil, err
+	}
+	r, err := records.Parse(text, records.EmbeddedFile)
+	if err != nil {
+		return nil, fmt.Errorf("read record in %s: %w", where, err)
+	}
+	if !r.SameUser(f.record) {
+		return nil, fault.New(fault.OtherUser, "read record in "+where,
+			fmt.Errorf("it is that of %s", r.FullName()))
+	}
+	if err := records.Authenticate(r, f.secrets, true, f.hashes); err != nil {
+		return nil, fmt.Errorf("authenticate against record in %s: %w", where, err)
+	}
+	return r, nil
+}
+
+// open checks the secrets and opens the area. Nothing is written anywhere
+// before both the host record and the header's record have accepted them.
+func (f *flow) open(ctx context.Context) (*Setup, error) {
+	// Before the goroutine starts: this completes what s remembers.
+	passphrases, err := f.secrets.Candidates()
+	if err != nil {
+		return nil, err
+	}
+	defer secret.CloseAll(passphrases)
+	f.auth = f.authenticate(false)
+	// Whatever happens, the goroutine ends before the secrets are wiped, and
+	// its verdict goes before what the storage says.
+	defer func() { _ = f.auth.wait() }()
+	if _, ok := f.backend.(HeaderKeeper); !ok {
+		if err := f.auth.wait(); err != nil {
+			return nil, err
+		}
+	}
+	f.area.Admit = func(header []byte) error {
+		r, err := f.copyOf(header, "header")
+		f.header = r
+		return err
+	}
+	setup, err := f.backend.Open(ctx, f.area, &Credentials{Passphrases: passphrases})
+	if authErr := f.auth.wait(); authErr != nil {
+		// Only a backend that never asks Admit gets here with a setup.
+		if setup != nil {
+			authErr = errors.Join(authErr, setup.Close(ctx))
+		}
+		return nil, authErr
+	}
+	return setup, err
+}
+
+// reconcile reads the record in the home and picks the one that rules.
+func (f *flow) reconcile(s *Setup) (records.Reconciled, error) {
+	text, err := readIdentity(s.Root)
+	if err != nil {
+		return records.Reconciled{}, err
+	}
+	var embedded *records.Record
+	// A crash may leave an empty file on file systems that order data after
+	// names. The header then has what was meant.
+	emptied := len(text) == 0 && f.header != nil
+	if emptied {
+		f.Log.Warn("the record in the home is empty, taking that of the header")
+		embedded = f.header
+	} else if embedded, err = f.copyOf(text, identityName); err != nil {
+		return records.Reconciled{}, err
+	}
+	got, err := records.Reconcile(f.record, f.header, embedded, records.Any)
+	if err != nil {
+		return got, err
+	}
+	got.WriteEmbedded = got.WriteEmbedded || emptied
+	return got, nil
+}
+
+// bind returns r with what was found out about the storage in its binding.
+func (f *flow) bind(r *records.Record, s *Setup, homeDirectory string) *records.Record {
+	b := s.Found
+	b.Storage = f.view.Storage
+	if b.ImagePath == "" {
+		b.ImagePath = f.view.ImagePath
+	}
+	b.HomeDirectory = homeDirectory
+	b.UID, b.GID, b.HasUID = f.view.UID, f.view.GID, true
+	return r.WithBinding(f.Machine.ID, b)
+}
