@@ -1,0 +1,101 @@
+package luks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/fault"
+	"hearth/storage"
+	"hearth/storage/dm"
+	"hearth/storage/keyring"
+	"hearth/storage/mounts"
+)
+
+// Deactivate implements storage.Backend: removes the mapped device, with which
+// the loop device goes, and marks the image clean.
+func (Backend) Deactivate(ctx context.Context, a storage.Area) error {
+	name := deviceName(a)
+	mapped := dm.Exists(name)
+	if !mapped && !a.Active {
+		return fault.New(fault.HomeNotActive, "deactivate", errors.New("neither mount nor mapped device"))
+	}
+	if mapped {
+		if err := dm.Remove(ctx, name, false); err != nil {
+			return err
+		}
+	}
+	if err := dm.WaitGone(ctx, name); err != nil {
+		if fault.Is(err, fault.Timeout) {
+			return fault.New(fault.HomeBusy, "remove mapped device", err)
+		}
+		return err
+	}
+	if err := keyring.Drop(keyName(a)); err != nil {
+		a.Log.Warn("cannot forget the volume key", "error", err)
+	}
+	return settle(a)
+}
+
+// settle puts a closed image in order by its path. Whoever took it away
+// meanwhile is welcome to it.
+func settle(a storage.Area) error {
+	fd, err := unix.Open(a.ImagePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		a.Log.Warn("cannot mark the image clean", "error", err)
+		return nil
+	}
+	image := os.NewFile(uintptr(fd), a.ImagePath)
+	defer func() { _ = image.Close() }()
+	info, err := image.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	if !a.LUKS.OfflineDiscard {
+		reserve(a, image, info.Size())
+	}
+	if err := mounts.ClearDirty(image); err != nil {
+		a.Log.Warn("cannot mark the image clean", "error", err)
+	}
+	return nil
+}
+
+// Remove implements storage.Backend: unlinks an image file. Nothing on a block
+// device is erased.
+func (Backend) Remove(_ context.Context, a storage.Area) error {
+	const op = "remove image"
+	info, err := os.Stat(a.ImagePath)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fault.New(fault.Unknown, op, err)
+	}
+	if dm.Exists(deviceName(a)) {
+		return fault.New(fault.HomeBusy, op, fmt.Errorf("%s/%s exists", dm.Dir, deviceName(a)))
+	}
+	if !info.Mode().IsRegular() {
+		a.Log.Info("block devices are not erased", "path", a.ImagePath)
+		return nil
+	}
+	if err := unix.Unlink(a.ImagePath); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fault.New(fault.Unknown, op, fmt.Errorf("%s: %w", a.ImagePath, err))
+	}
+	if err := syncDirectory(filepath.Dir(a.ImagePath)); err != nil {
+		return fault.New(fault.IOError, op, err)
+	}
+	return nil
+}
+
+func syncDirectory(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	return dir.Sync()
+}

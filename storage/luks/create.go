@@ -1,0 +1,396 @@
+package luks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"runtime"
+	"unicode/utf16"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/fault"
+	"hearth/internal/secret"
+	"hearth/storage"
+	"hearth/storage/dm"
+	"hearth/storage/fsops"
+	"hearth/storage/gpt"
+	"hearth/storage/luks2"
+	"hearth/storage/mounts"
+)
+
+const (
+	mib     = 1 << 20
+	minSize = 5 * mib // of any home
+	maxSize = 5 << 40
+)
+
+// A recipe is what Create needs to know before it touches anything.
+type recipe struct {
+	fstype                          string
+	partitionUUID, luksUUID, fsUUID string
+	diskGUID                        string
+	sectorSize                      int
+	least                           int64 // bytes of the image
+	keySize                         int
+}
+
+// Create implements storage.Backend. The image has a temporary name in its own
+// directory until Commit.
+func (Backend) Create(ctx context.Context, a storage.Area, c *storage.Credentials) (_ *storage.Setup, err error) {
+	r, err := plan(a)
+	if err != nil {
+		return nil, err
+	}
+	s := &storage.Setup{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close(ctx))
+		}
+	}()
+	image, size, err := newImage(a, s, r)
+	if err != nil {
+		return nil, err
+	}
+	part, err := partition(a, image, size, r)
+	if err != nil {
+		return nil, err
+	}
+	w := window{file: image, offset: part.Offset, size: part.Size}
+	h, err := format(a, s, w, r, c.Passphrases)
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fault.New(fault.Timeout, "create", err)
+	}
+	l, err := attach(ctx, s, w, r.sectorSize)
+	if err != nil {
+		return nil, err
+	}
+	node, err := mapDevice(ctx, a, s, h, w.size, l.Major, l.Minor)
+	if err != nil {
+		return nil, err
+	}
+	a.Progress("make file system", 0, 0)
+	err = fsops.MakeFS(ctx, fsops.MkfsOptions{
+		Type: r.fstype, Node: node, Label: a.FullName, UUID: r.fsUUID, Discard: a.LUKS.Discard,
+	})
+	if err != nil {
+		// The program sees an input/output error where a sparse image could
+		// not grow.
+		if full(image) {
+			return nil, fault.New(fault.NoDiskSpace, "make file system", err)
+		}
+		return nil, err
+	}
+	s.Found.FileSystemType, s.Found.FileSystemUUID = r.fstype, r.fsUUID
+	s.Found.ImagePath = a.ImagePath
+	s.Found.PartitionUUID, s.Found.LUKSUUID = r.partitionUUID, r.luksUUID
+	s.Found.LUKSCipher, s.Found.LUKSCipherMode, s.Found.LUKSVolumeKeySize = a.LUKS.Cipher, a.LUKS.CipherMode, r.keySize
+	if err := mount(a, s, node); err != nil {
+		return nil, err
+	}
+	root, err := newTopDirectory(a, r.fstype)
+	if err != nil {
+		return nil, spaceFault("make top directory", err)
+	}
+	enter(a, s, root)
+	s.Private = &opened{window: w, header: h}
+	return s, nil
+}
+
+// plan decides everything that can be refused without a trace.
+func plan(a storage.Area) (recipe, error) {
+	const op = "plan home area"
+	r := recipe{fstype: a.FileSystemType, sectorSize: 512, keySize: a.LUKS.VolumeKeySize}
+	if device(a.ImagePath) {
+		return r, fault.Newf(fault.NotSupported, op, "Creating a home on a block device is not built yet.")
+	}
+	if n := len(utf16.Encode([]rune(a.FullName))); n > gpt.MaxName {
+		return r, fault.Newf(fault.InvalidArgs, op, "The name %s is too long for a partition: %d instead of %d characters.", a.FullName, n, gpt.MaxName)
+	}
+	if fsops.MinimumSize(r.fstype) == 0 {
+		return r, fault.Newf(fault.NotSupported, op, "Homes are made of ext4, btrfs or xfs, not of %q.", r.fstype)
+	}
+	if !fsops.HasMkfs(r.fstype) && r.fstype == "btrfs" && !a.FileSystemTypeChosen {
+		r.fstype = "ext4"
+	}
+	if !fsops.HasMkfs(r.fstype) {
+		return r, fault.Newf(fault.NotSupported, op, "The program mkfs.%s is not installed.", r.fstype)
+	}
+	r.least = max(minSize, fsops.MinimumSize(r.fstype)+overhead)
+	if a.LUKS.SectorSize != 0 {
+		r.sectorSize = int(a.LUKS.SectorSize)
+	}
+	if dm.Exists(deviceName(a)) {
+		return r, fault.New(fault.FileExists, op, fmt.Errorf("%s/%s exists", dm.Dir, deviceName(a)))
+	}
+	for _, u := range []struct {
+		p     *string
+		given string
+	}{{&r.partitionUUID, a.PartitionUUID}, {&r.luksUUID, a.LUKSUUID}, {&r.fsUUID, a.FileSystemUUID}, {&r.diskGUID, ""}} {
+		if *u.p = u.given; u.given != "" {
+			continue
+		}
+		id, err := uuid.NewRandomFromReader(a.Rand)
+		if err != nil {
+			return r, fmt.Errorf("draw UUID: %w", err)
+		}
+		*u.p = id.String()
+	}
+	return r, nil
+}
+
+func device(path string) bool { return len(path) > 5 && path[:5] == "/dev/" }
+
+// newImage makes the image file, as large as the record wants it, under a
+// temporary name that Commit replaces by the right one.
+func newImage(a storage.Area, s *storage.Setup, r recipe) (image *os.File, size int64, err error) {
+	const op = "make image"
+	dir := filepath.Dir(a.ImagePath)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, 0, spaceFault(op, err)
+	}
+	name, err := storage.TempName(a.Rand, "homework", a.FullName+".home")
+	if err != nil {
+		return nil, 0, fmt.Errorf("%s: %w", op, err)
+	}
+	temp := filepath.Join(dir, name)
+	fd, err := unix.Open(temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, 0, spaceFault(op, err)
+	}
+	image = os.NewFile(uintptr(fd), temp)
+	s.Finally("close image", func(context.Context) error { return image.Close() })
+	s.Undo("remove temporary image", func(context.Context) error { return unix.Unlink(temp) })
+	s.OnCommit(func(context.Context) error {
+		if !a.LUKS.OfflineDiscard {
+			reserve(a, image, size)
+		}
+		if err := image.Sync(); err != nil {
+			return spaceFault("sync image", err)
+		}
+		if err := rename(temp, a.ImagePath); err != nil {
+			return err
+		}
+		return syncDirectory(dir)
+	})
+	noCOW(image)
+	if size, err = imageSize(a, image, r); err != nil {
+		return nil, 0, err
+	}
+	a.Progress("allocate", 0, uint64(size))
+	got, err := allocate(image, size, a.LUKS.Discard)
+	if err != nil {
+		return nil, 0, spaceFault(op, err)
+	}
+	if got < r.least {
+		return nil, 0, fault.New(fault.NoDiskSpace, op, fmt.Errorf("room for %d bytes, %d are needed", got, r.least))
+	}
+	return image, got, nil
+}
+
+// rename puts the image in its place unless something is there by now.
+func rename(temp, path string) error {
+	const op = "put image in place"
+	err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		// A file system that cannot promise it; a link can.
+		if err = unix.Link(temp, path); err == nil {
+			err = unix.Unlink(temp)
+		}
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EEXIST):
+		return fault.New(fault.FileExists, op, fmt.Errorf("%s: %w", path, err))
+	}
+	return spaceFault(op, err)
+}
+
+// noCOW asks a file system that copies on write, or compresses, to leave that
+// to the one inside. Failures do not matter.
+func noCOW(image *os.File) {
+	const nocomp, nocow = 0x400, 0x800000 // FS_NOCOMP_FL, FS_NOCOW_FL of linux/fs.h
+	fd := int(image.Fd())
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return
+	}
+	if unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags|nocomp|nocow) == nil {
+		return
+	}
+	for _, bit := range []int{nocow, nocomp} {
+		if unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags|bit) == nil {
+			flags |= bit
+		}
+	}
+}
+
+// imageSize is the size in bytes that the record asks for, in whole MiB: what
+// is free at most, but never less than the file system needs.
+func imageSize(a storage.Area, image *os.File, r recipe) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(image.Fd()), &st); err != nil {
+		return 0, fault.New(fault.IOError, "look for disk space", err)
+	}
+	hi, lo := bits.Mul64(uint64(st.Frsize), st.Bavail)
+	if hi != 0 || lo > maxSize {
+		lo = maxSize
+	}
+	upper := lo / mib * mib
+	size := upper
+	switch {
+	case a.DiskSize != nil:
+		size = min(*a.DiskSize/mib*mib, upper)
+	case a.DiskSizeRelative != nil:
+		size = scale(upper, min(*a.DiskSizeRelative, 1<<32-1), 1<<32-1)
+	default:
+		size = scale(upper, 83, 100)
+	}
+	return max(int64(size), r.least), nil
+}
+
+// scale returns whole MiB of n·num/den, for num ≤ den.
+func scale(n, num, den uint64) uint64 {
+	hi, lo := bits.Mul64(n, num)
+	q, _ := bits.Div64(hi, lo, den)
+	return q / mib * mib
+}
+
+// allocate makes the file size bytes long and returns how long it became:
+// where its blocks are reserved, less if the disk is full.
+func allocate(image *os.File, size int64, sparse bool) (int64, error) {
+	if sparse {
+		return size, image.Truncate(size)
+	}
+	good, bad := int64(0), int64(-1)
+	for try := size; ; {
+		err := fallocate(image, 0, try)
+		switch {
+		case err == nil:
+			good = try
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+			return size, image.Truncate(size)
+		case errors.Is(err, unix.ENOSPC):
+			// What was reserved on the way is in nobody's use.
+			if terr := image.Truncate(good); terr != nil {
+				return 0, terr
+			}
+			bad = try
+		default:
+			return 0, err
+		}
+		if bad < 0 {
+			return good, nil
+		}
+		if try = (good + bad) / 2 / mib * mib; try == good || try == bad {
+			return good, nil
+		}
+	}
+}
+
+// full says whether the image's own file system has no room left.
+func full(image *os.File) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(image.Fd()), &st) == nil && st.Bavail*uint64(st.Frsize) < mib
+}
+
+func partition(a storage.Area, image *os.File, size int64, r recipe) (gpt.Partition, error) {
+	p, err := gpt.Layout(size, r.sectorSize)
+	if err != nil {
+		return p, err
+	}
+	p.UUID, p.Name = r.partitionUUID, a.FullName
+	return p, spaceFault("write partition table", gpt.Write(image, size, r.sectorSize, p, r.diskGUID))
+}
+
+// format makes the LUKS2 header with one keyslot per passphrase.
+func format(a storage.Area, s *storage.Setup, w window, r recipe, passphrases []*secret.Bytes) (*luks2.Header, error) {
+	const op = "format image"
+	if len(passphrases) == 0 {
+		return nil, fault.New(fault.InvalidArgs, op, errors.New("no passphrase"))
+	}
+	if r.keySize < 16 || r.keySize > 512 {
+		return nil, fault.Newf(fault.InvalidArgs, op, "A volume key of %d bytes is out of range.", r.keySize)
+	}
+	key, err := secret.New(r.keySize)
+	if err != nil {
+		return nil, err
+	}
+	holdKey(s, key)
+	if err := key.Use(func(b []byte) error { _, err := io.ReadFull(a.Rand, b); return err }); err != nil {
+		return nil, fmt.Errorf("draw volume key: %w", err)
+	}
+	pbkdf := luks2.PBKDF{
+		Type: a.LUKS.PBKDFType, Hash: a.LUKS.PBKDFHash, TimeMS: (a.LUKS.PBKDFTimeCostUSec + 999) / 1000,
+		MemoryKiB: memoryCost(a.LUKS.PBKDFMemoryCost), Threads: min(a.LUKS.PBKDFParallel, uint32(runtime.NumCPU())),
+	}
+	if n := a.LUKS.PBKDFForceIterations; n != nil {
+		pbkdf.ForceIterations = *n
+	}
+	a.Progress("format", 0, 0)
+	h, err := luks2.Format(w, luks2.Params{
+		Label: a.FullName, Subsystem: "systemd-home", UUID: r.luksUUID,
+		Cipher: a.LUKS.Cipher, Mode: a.LUKS.CipherMode, KeySize: r.keySize,
+		Hash: a.LUKS.PBKDFHash, SectorSize: r.sectorSize, PBKDF: pbkdf, Rand: a.Rand,
+	}, key)
+	if err != nil {
+		return nil, spaceFault(op, err)
+	}
+	for i, p := range passphrases {
+		if _, err := h.AddKeyslot(w, key, p, pbkdf); err != nil {
+			return nil, spaceFault(fmt.Sprintf("add keyslot %d", i), err)
+		}
+	}
+	return h, nil
+}
+
+// memoryCost bounds what the record asks for, in bytes, by half of this
+// machine's memory, in KiB.
+func memoryCost(want uint64) uint32 {
+	kib := (want + 1023) / 1024
+	if half := memoryKiB() / 2; half > 0 {
+		kib = min(kib, half)
+	}
+	return uint32(min(kib, 4<<20))
+}
+
+// newTopDirectory makes the user's directory in the file system on Work, as a
+// subvolume where there are such, with the neutral owner.
+func newTopDirectory(a storage.Area, fstype string) (*os.File, error) {
+	top, err := os.Open(mounts.Work)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = top.Close() }()
+	made := false
+	if fstype == "btrfs" {
+		if err := fsops.MakeSubvolume(top, a.FullName); err == nil {
+			made = true
+		} else {
+			a.Log.Info("no subvolume, a directory instead", "error", err)
+		}
+	}
+	if !made {
+		if err := unix.Mkdirat(int(top.Fd()), a.FullName, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	root, err := topDirectory(a)
+	if err != nil {
+		return nil, err
+	}
+	err = errors.Join(root.Chmod(0o700), root.Chown(storage.NeutralOwner, storage.NeutralOwner))
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return root, nil
+}

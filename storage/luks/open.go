@@ -1,0 +1,373 @@
+package luks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/fault"
+	"hearth/storage"
+	"hearth/storage/dm"
+	"hearth/storage/fsops"
+	"hearth/storage/gpt"
+	"hearth/storage/luks2"
+	"hearth/storage/mounts"
+)
+
+// mappedWait: a device that its last user has left is on its way out.
+const mappedWait = 5 * time.Second
+
+// Open implements storage.Backend. Up to the moment that the header's record
+// is admitted it only reads.
+func (Backend) Open(ctx context.Context, a storage.Area, c *storage.Credentials) (_ *storage.Setup, err error) {
+	s := &storage.Setup{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close(ctx))
+		}
+	}()
+	if err := checkMapped(ctx, a); err != nil {
+		return nil, err
+	}
+	img, err := openImage(a, s)
+	if err != nil {
+		return nil, err
+	}
+	if err := img.read(a, s); err != nil {
+		return nil, err
+	}
+	if err := img.unlock(a, s, c); err != nil {
+		return nil, err
+	}
+	if !img.device && a.HandLock != nil && !a.HaveLock {
+		if err := a.HandLock(img.image); err != nil {
+			return nil, fmt.Errorf("hand over image lock: %w", err)
+		}
+	}
+	s.Private = &opened{window: img.window, header: img.header}
+	if a.Active {
+		err = adopt(a, s)
+	} else {
+		err = img.setUp(ctx, a, s)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// checkMapped compares whether the device is there with whether the home is.
+func checkMapped(ctx context.Context, a storage.Area) error {
+	name := deviceName(a)
+	if a.Active {
+		if !dm.Exists(name) {
+			return fault.New(fault.HomeBusy, "look for mapped device", errors.New("the home is mounted without its device"))
+		}
+		return nil
+	}
+	if !dm.Exists(name) {
+		return nil
+	}
+	ctx, stop := context.WithTimeout(ctx, mappedWait)
+	defer stop()
+	if err := dm.WaitGone(ctx, name); err != nil {
+		return fault.New(fault.FileExists, "look for mapped device", fmt.Errorf("%s/%s exists", dm.Dir, name))
+	}
+	return nil
+}
+
+// read finds and reads the header, and compares the container with what the
+// binding pins.
+func (c *container) read(a storage.Area, s *storage.Setup) error {
+	part, err := gpt.Find(c.image, c.size, a.FullName, a.Bound.PartitionUUID)
+	if err != nil {
+		return err
+	}
+	if c.device && part.Offset != 0 {
+		return fault.Newf(fault.NotSupported, "find home partition", "A whole disk is not activated yet; the image path has to be that of its partition.")
+	}
+	c.window = window{file: c.image, offset: part.Offset, size: part.Size}
+	if c.header, err = luks2.Read(c.window, c.window.size); err != nil {
+		return err
+	}
+	cipher, mode, keySize := c.header.Cipher()
+	for _, w := range []struct {
+		what, bound, found string
+	}{
+		{"LUKS UUID", a.Bound.LUKSUUID, c.header.UUID()},
+		{"cipher", a.Bound.LUKSCipher, cipher},
+		{"cipher mode", a.Bound.LUKSCipherMode, mode},
+	} {
+		if w.bound != "" && !strings.EqualFold(w.bound, w.found) {
+			return wrongMedium(w.what, w.found, w.bound)
+		}
+	}
+	if n := a.Bound.LUKSVolumeKeySize; n > 0 && keySize > 0 && n != keySize {
+		return wrongMedium("volume key size", fmt.Sprint(keySize), fmt.Sprint(n))
+	}
+	s.Found.PartitionUUID, s.Found.LUKSUUID = part.UUID, c.header.UUID()
+	s.Found.LUKSCipher, s.Found.LUKSCipherMode, s.Found.LUKSVolumeKeySize = cipher, mode, keySize
+	return nil
+}
+
+func wrongMedium(what, found, bound string) error {
+	return fault.New(fault.WrongMedium, "compare image with binding", fmt.Errorf("%s is %s, bound to %s", what, found, bound))
+}
+
+// unlock obtains the volume key and has the record in the token admitted.
+func (c *container) unlock(a storage.Area, s *storage.Setup, cred *storage.Credentials) error {
+	switch {
+	case cred.VolumeKey != nil:
+		key, err := cred.VolumeKey.Clone()
+		if err != nil {
+			return fmt.Errorf("copy volume key: %w", err)
+		}
+		holdKey(s, key)
+		if err := c.header.CheckKey(key); err != nil {
+			return err
+		}
+	case len(cred.Passphrases) == 0:
+		return fault.New(fault.BadPassword, "open keyslot", errors.New("no passphrase given"))
+	default:
+		c.header.SetMemoryLimit(memoryKiB())
+		prefault(c.header.KDFMemory())
+		a.Progress("unlock", 0, 0)
+		key, _, err := c.header.Unlock(c.window, cred.Passphrases)
+		if err != nil {
+			return err
+		}
+		holdKey(s, key)
+		s.Found.LUKSVolumeKeySize = key.Len()
+	}
+	record, err := c.header.HomedToken(s.VolumeKey)
+	if err != nil {
+		return err
+	}
+	if a.Admit != nil {
+		if err := a.Admit(record); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// memoryKiB is the memory of this machine: a keyslot that asks for more would
+// end in the out-of-memory killer instead of an answer.
+func memoryKiB() uint64 {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0
+	}
+	return uint64(info.Totalram) * uint64(info.Unit) >> 10
+}
+
+// prefault has the kernel map n bytes of the heap at once and frees them for
+// the derivation that follows. Argon2 reads each page before it writes it; on
+// fresh memory that is two faults per page, in a process that lives for one
+// derivation a good part of its time.
+func prefault(n uint64) {
+	const most = 1 << 30
+	if n == 0 || n > most {
+		return
+	}
+	block := make([]byte, n)
+	page := uintptr(os.Getpagesize())
+	skip := int(-uintptr(unsafe.Pointer(unsafe.SliceData(block))) % page)
+	if skip < len(block) {
+		whole := block[skip : skip+(len(block)-skip)/int(page)*int(page)]
+		// Both are advice; without them it is only slower.
+		_ = unix.Madvise(whole, unix.MADV_HUGEPAGE)
+		_ = unix.Madvise(whole, unix.MADV_POPULATE_WRITE)
+	}
+	runtime.KeepAlive(block)
+	block = nil
+	runtime.GC()
+}
+
+// adopt opens the directory of the home that is active already. What is open
+// belongs to someone else and stays.
+func adopt(a storage.Area, s *storage.Setup) error {
+	fd, err := unix.Open(a.HomeDirectory, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fault.New(fault.IOError, "open active home", err)
+	}
+	s.Root = os.NewFile(uintptr(fd), a.HomeDirectory)
+	s.Finally("close home", func(context.Context) error { return s.Root.Close() })
+	if s.Found.FileSystemType, err = mounts.FSType(s.Root); err != nil {
+		return fault.New(fault.IOError, "look at active home", err)
+	}
+	s.Found.FileSystemUUID = a.Bound.FileSystemUUID
+	return nil
+}
+
+// setUp makes the devices, checks and mounts the file system, and opens the
+// user's directory.
+func (c *container) setUp(ctx context.Context, a storage.Area, s *storage.Setup) error {
+	if err := c.markDirty(a, s); err != nil {
+		return err
+	}
+	if c.header.Damaged != luks2.Neither {
+		a.Log.Warn("repairing the LUKS2 header", "copy", c.header.Damaged.String())
+		if err := c.header.Repair(c.window); err != nil {
+			return spaceFault("repair header", err)
+		}
+	}
+	if err := c.preallocate(a, s); err != nil {
+		return err
+	}
+	var major, minor uint32
+	if c.device {
+		var err error
+		if major, minor, err = deviceNumbers(c.image); err != nil {
+			return fault.New(fault.IOError, "map image", err)
+		}
+	} else {
+		l, err := attach(ctx, s, c.window, c.header.SectorSize())
+		if err != nil {
+			return err
+		}
+		major, minor = l.Major, l.Minor
+	}
+	node, err := mapDevice(ctx, a, s, c.header, c.window.size, major, minor)
+	if err != nil {
+		return err
+	}
+	keepKey(a, s)
+	if err := probe(a, s, node); err != nil {
+		return err
+	}
+	if err := fsops.Check(ctx, s.Found.FileSystemType, node); err != nil {
+		return fmt.Errorf("check file system: %w", err)
+	}
+	if err := mount(a, s, node); err != nil {
+		return err
+	}
+	root, err := topDirectory(a)
+	if err != nil {
+		return err
+	}
+	enter(a, s, root)
+	if a.LUKS.Discard {
+		trim(a, s.Root, "home was not trimmed")
+	}
+	return nil
+}
+
+// enter makes root the setup's, closes it before the unmount, and trims it
+// before that where free blocks are not to be kept while nobody is in.
+func enter(a storage.Area, s *storage.Setup, root *os.File) {
+	s.Root = root
+	s.Finally("close home", func(context.Context) error { return s.Root.Close() })
+	s.Undo("sync home", func(context.Context) error {
+		if a.LUKS.OfflineDiscard {
+			trim(a, s.Root, "home was not trimmed")
+		}
+		return mounts.SyncFS(s.Root)
+	})
+}
+
+func mount(a storage.Area, s *storage.Setup, node string) error {
+	data, flags := fsops.MountOptions(s.Found.FileSystemType, a.LUKS.Discard, a.LUKS.ExtraMountOptions)
+	for _, f := range []struct {
+		set bool
+		bit uintptr
+	}{{a.NoSuid, unix.MS_NOSUID}, {a.NoDevices, unix.MS_NODEV}, {a.NoExec, unix.MS_NOEXEC}} {
+		if f.set {
+			flags |= f.bit
+		}
+	}
+	if err := mounts.Mount(node, mounts.Work, s.Found.FileSystemType, flags, data); err != nil {
+		return err
+	}
+	// Where the home was published it has a mount of its own by then.
+	s.Finally("unmount work directory", func(context.Context) error { return mounts.UnmountTree(mounts.Work) })
+	return nil
+}
+
+// probe finds the file system's type and UUID. Nothing but what homes are made
+// of is given to the kernel to parse.
+func probe(a storage.Area, s *storage.Setup, node string) error {
+	f, err := os.Open(node)
+	if err != nil {
+		return fault.New(fault.IOError, "probe file system", err)
+	}
+	defer func() { _ = f.Close() }()
+	fstype, uuid, err := fsops.Probe(f)
+	if err != nil {
+		return err
+	}
+	if a.Bound.FileSystemUUID != "" && !strings.EqualFold(uuid, a.Bound.FileSystemUUID) {
+		return wrongMedium("file system UUID", uuid, a.Bound.FileSystemUUID)
+	}
+	s.Found.FileSystemType, s.Found.FileSystemUUID = fstype, uuid
+	return nil
+}
+
+// markDirty says on the image that it may be changing.
+func (c *container) markDirty(a storage.Area, s *storage.Setup) error {
+	if c.device {
+		return nil
+	}
+	set, err := mounts.SetDirty(c.image)
+	if set {
+		// One that was there before stays: only a deactivation in order
+		// proves that nothing is left of what set it.
+		s.Undo("clear dirty mark", func(context.Context) error { return mounts.ClearDirty(c.image) })
+	}
+	return spaceFault("mark image", err)
+}
+
+// preallocate reserves the blocks of the image while it is in use, and again
+// after it was, as the record asks. A full disk does not keep a user out: the
+// home then runs on what is there.
+func (c *container) preallocate(a storage.Area, s *storage.Setup) error {
+	if c.device || a.LUKS.Discard {
+		return nil
+	}
+	if !a.LUKS.OfflineDiscard {
+		s.Undo("reserve image", func(context.Context) error {
+			reserve(a, c.image, c.size)
+			return nil
+		})
+	}
+	if a.Preallocate {
+		reserve(a, c.image, c.size)
+	}
+	return nil
+}
+
+// reserve allocates all blocks of an image of size bytes; that it cannot is
+// only told.
+func reserve(a storage.Area, image *os.File, size int64) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(image.Fd()), &st); err == nil && st.Blocks >= math.MaxInt64/512 {
+		return
+	} else if err == nil && st.Blocks*512 >= size {
+		return
+	}
+	err := fallocate(image, unix.FALLOC_FL_KEEP_SIZE, size)
+	switch {
+	case err == nil, errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+	case errors.Is(err, unix.ENOSPC):
+		a.Log.Warn("not enough disk space to reserve the whole image, it stays sparse", "HOME_USER", a.UserName, "error", err)
+	default:
+		a.Log.Warn("cannot reserve the image", "HOME_USER", a.UserName, "error", err)
+	}
+}
+
+func fallocate(f *os.File, mode uint32, size int64) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), mode, 0, size)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
