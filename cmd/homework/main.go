@@ -1,0 +1,115 @@
+// Command homework carries out one storage operation on one home and exits. The
+// daemon starts it as root, in a mount namespace of its own, with the verb as
+// its only argument, the record on descriptor 0 and its socket on 3. It knows
+// one record, one set of secrets and one volume key, for as long as it lives.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/homed/worker"
+	"hearth/internal/fault"
+	"hearth/internal/journal"
+	"hearth/records"
+	"hearth/storage"
+	"hearth/storage/luks"
+	"hearth/storage/mounts"
+)
+
+// badPasswordPause is the unit of time that a refused password takes.
+const badPasswordPause = 3 * time.Second
+
+func main() {
+	log := journal.New("homework")
+	slog.SetDefault(log)
+	if len(os.Args) != 2 || os.Args[1] == "" || os.Args[1][0] == '-' {
+		fmt.Fprintln(os.Stderr, "homework VERB is started by the home service only.")
+		os.Exit(1)
+	}
+	if err := harden(); err != nil {
+		log.Error("cannot protect secrets", "error", err)
+		os.Exit(1)
+	}
+	verb := os.Args[1]
+	err := worker.Serve(func(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, error) {
+		if r.Verb != verb {
+			return nil, fmt.Errorf("started for %q, asked for %q", verb, r.Verb)
+		}
+		return serve(ctx, log, r, up)
+	})
+	if err != nil {
+		log.Error("no answer was given", "HOME_VERB", verb, "error", err)
+		os.Exit(1)
+	}
+}
+
+// harden keeps what this process will know out of core dumps and away from
+// debuggers.
+func harden() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("make process undumpable: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core files: %w", err)
+	}
+	unix.Umask(0o022)
+	return nil
+}
+
+// serve carries out the request.
+func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Uplink) ([]byte, error) {
+	start := time.Now()
+	record, err := records.Parse(r.Record, records.WorkerInput)
+	if err != nil {
+		return nil, err
+	}
+	log = log.With("HOME_USER", record.UserName(), "HOME_VERB", r.Verb)
+	secrets, err := records.ParseSecrets(r.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	defer secrets.Close()
+	if err := mounts.EnterWorkNamespace(); err != nil {
+		return nil, err
+	}
+	out, err := storage.Run(ctx, storage.Host{
+		Machine:               r.Params.Machine,
+		HomeRoot:              r.Params.HomeRoot,
+		DefaultStorage:        r.Params.DefaultStorage,
+		DefaultFileSystemType: r.Params.DefaultFileSystemType,
+		Log:                   log,
+		Progress:              up.Progress,
+		ImageLock:             up.ImageLock,
+		HaveImageLock:         r.Params.HaveImageLock,
+	}, r.Verb, record, secrets, map[string]storage.Backend{"luks": luks.Backend{}})
+	if err != nil {
+		slowDown(ctx, err, secrets, time.Since(start))
+		return nil, err
+	}
+	if out == nil {
+		return nil, nil
+	}
+	return out.Compact(), nil
+}
+
+// slowDown makes guessing take its time: a refused password ends after a
+// multiple of three seconds, one that was never given at once.
+func slowDown(ctx context.Context, err error, s *records.Secrets, spent time.Duration) {
+	refused := fault.Is(err, fault.BadPassword) || fault.Is(err, fault.BadRecoveryKey)
+	if !refused || len(s.Passwords) == 0 || errors.Is(ctx.Err(), context.Canceled) {
+		return
+	}
+	t := time.NewTimer(badPasswordPause - spent%badPasswordPause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
