@@ -25,7 +25,8 @@ type Config struct {
 // Layout is every path and address that the daemon uses.
 type Layout struct {
 	RecordDir     string   // NAME.identity, keys
-	KeyDirs       []string // where keys are looked for, first hit wins; the last resort for new ones is RecordDir
+	KeyDirs       []string // where keys are looked for; the first file of a name wins
+	NewKeyDir     string   // where keys are made
 	BlobDir       string
 	RunDir        string // FIFOs of references
 	HomeRoot      string // scanned for images
@@ -45,6 +46,7 @@ func DefaultLayout(libDir string) Layout {
 		RecordDir: "/var/lib/systemd/home",
 		KeyDirs: []string{"/etc/systemd/home", "/run/systemd/home", "/var/lib/systemd/home",
 			"/usr/local/lib/systemd/home", "/usr/lib/systemd/home"},
+		NewKeyDir:     "/var/lib/systemd/home",
 		BlobDir:       "/var/cache/systemd/home",
 		RunDir:        "/run/systemd/home",
 		HomeRoot:      "/home",

@@ -1,0 +1,115 @@
+// Package manager owns all homes. One loop touches them: front ends post to it
+// and wait, workers and timers report to it. It loads and saves records, finds
+// images, hands out references, starts workers and carries out what homed/home
+// decides. It leaves the decisions to homed/home, the meaning of records to
+// records, the storage to the workers, and who may ask for what to the front
+// ends.
+package manager
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"hearth/homed/config"
+	"hearth/homed/home"
+	"hearth/internal/secret"
+	"hearth/records"
+)
+
+// Options is what a Manager is made of.
+type Options struct {
+	Config  config.Config
+	Layout  config.Layout
+	Machine records.Machine
+	Log     *slog.Logger
+	// Accounts knows the accounts that are not ours; nil asks getent.
+	Accounts Accounts
+	// Now and Rand are nil for the clock and the kernel's randomness.
+	Now  func() time.Time
+	Rand io.Reader
+	// SharedMounts starts workers in the daemon's own mount namespace, for
+	// tests without root.
+	SharedMounts bool
+	// RetryAfter is how long a failed deactivation waits for its next try; 0
+	// is the 15 s of the interface's reference. Grace is how long the end of a
+	// short reference waits; 0 is 5 s. Tests shorten them.
+	RetryAfter, Grace time.Duration
+}
+
+// Accounts looks up users and groups that exist outside the set of homes. An
+// error counts as "exists". key is a name or a decimal id.
+type Accounts interface {
+	UserExists(ctx context.Context, key string) (bool, error)
+	GroupExists(ctx context.Context, key string) (bool, error)
+}
+
+// Key names a home: by user name, alias or name@realm, or by UID.
+type Key struct {
+	Name  string
+	UID   uint32
+	ByUID bool
+}
+
+// Info is what is known of a home at one moment.
+type Info struct {
+	// Name is the primary user name.
+	Name, Realm string
+	// State is the state in the words of the bus.
+	State string
+	// RealName, HomeDirectory and Shell have their defaults put in; the
+	// fallback shell and directory are in Record's status only.
+	RealName, HomeDirectory, Shell string
+	UID, GID                       uint32
+	// Record is augmented with the status of the moment, unmasked (Mask it for
+	// who asks) and without secret.
+	Record *records.Record
+	// Signed says whether the record is signed by this machine's key alone;
+	// nil where that is not known.
+	Signed *bool
+	// Unfixated homes have no accepted record yet.
+	Unfixated bool
+}
+
+// Operation is one thing asked for.
+type Operation struct {
+	Verb home.Verb
+	Key  Key
+	// Record is the record given, for Create, Register and Update.
+	Record *records.Record
+	// Secrets is a raw secret section or nil: borrowed until Do returns.
+	Secrets, OldSecrets *secret.Bytes
+	PleaseSuspend       bool
+	Size, Flags         uint64
+}
+
+// Result is what came of an Operation.
+type Result struct {
+	// Reference is the write end of the home's FIFO, for Acquire, Ref and
+	// RefUnrestricted. It is the caller's to close.
+	Reference *os.File
+	// Info is the home's after Create and Register.
+	Info Info
+}
+
+// Change tells front ends what to announce.
+type Change struct {
+	Kind ChangeKind
+	Info Info
+}
+
+// ChangeKind says what changed.
+type ChangeKind int
+
+// A home appeared, its record was replaced by a different one, or it is gone.
+// State and counters changing alone are no Change.
+const (
+	Added ChangeKind = iota
+	Changed
+	Removed
+)
+
+// SigningKey is a public key whose signatures are accepted.
+type SigningKey struct{ Name, PEM string }

@@ -1,0 +1,272 @@
+package manager
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/homed/home"
+	"hearth/internal/fault"
+	"hearth/records"
+)
+
+// entry is one home. It belongs to the loop.
+type entry struct {
+	name   string
+	home   home.Home
+	record *records.Record
+	view   records.View
+	signed *bool // by us alone; nil while unfixated
+	saved  bool  // its record is on disk
+
+	announced, touched, gone bool
+	said                     home.State // the state last logged
+
+	todo     []home.Event // given while another was being applied
+	stepping bool
+
+	refs     [2]*reference
+	heldFrom time.Time // when the last reference was given
+	acquired bool      // whether it came from Acquire
+	pin      *os.File  // the home directory, so that nobody unmounts it by accident
+	lock     *os.File  // the locked image
+	retry    *time.Timer
+	ending   *time.Timer // the grace of a short reference
+	forced   bool        // a home whose storage vanished was detached by force once
+}
+
+func (m *Manager) logOf(e *entry) *slog.Logger { return m.log.With("HOME_USER", e.name) }
+
+// setRecord gives the entry a record whose signature was judged. A document
+// that differs from the last one is a change worth telling.
+func (m *Manager) setRecord(e *entry, r *records.Record) {
+	if e.record == nil || string(e.record.Compact()) != string(r.Compact()) {
+		m.touch(e)
+	}
+	m.storeRecord(e, r)
+}
+
+// storeRecord is setRecord for what nobody is told of, counters above all.
+func (m *Manager) storeRecord(e *entry, r *records.Record) {
+	for n, o := range m.names {
+		if o == e {
+			delete(m.names, n)
+		}
+	}
+	e.record = r
+	e.view = r.View(m.Machine)
+	for _, a := range r.Aliases() {
+		if m.names[a] == nil {
+			m.names[a] = e
+		}
+	}
+	m.names[e.name] = e
+}
+
+// add takes a home into the set.
+func (m *Manager) add(r *records.Record, signed *bool, stored home.State) *entry {
+	e := &entry{name: r.UserName(), signed: signed, home: home.Home{Stored: stored}}
+	m.homes[e.name] = e
+	m.setRecord(e, r)
+	// The directory is there with the home, also while nothing is in it.
+	if err := os.MkdirAll(m.blobDir(e), 0o755); err != nil {
+		m.logOf(e).Warn("cannot make the directory for pictures", "error", err)
+	}
+	return e
+}
+
+func (m *Manager) blobDir(e *entry) string { return filepath.Join(m.Layout.BlobDir, e.name) }
+
+// drop takes a home out of the set and lets go of what is held for it.
+func (m *Manager) drop(e *entry) {
+	e.gone = true
+	m.touch(e)
+	delete(m.homes, e.name)
+	for n, o := range m.names {
+		if o == e {
+			delete(m.names, n)
+		}
+	}
+	for k := range e.refs {
+		m.dropReference(e, home.RefKind(k))
+	}
+	closeFile(&e.pin)
+	closeFile(&e.lock)
+	for _, t := range []*time.Timer{e.retry, e.ending} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+	if !e.saved {
+		_ = os.Remove(m.blobDir(e)) // if nothing is in it
+	}
+}
+
+// forget deletes a home's record and pictures and drops it. A file that we
+// neither wrote nor accepted is not ours to delete.
+func (m *Manager) forget(e *entry) {
+	if e.saved {
+		path := m.recordPath(e.name)
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			m.logOf(e).Error("cannot delete the record", "error", err)
+		} else if err := syncDir(filepath.Dir(path)); err != nil {
+			m.logOf(e).Warn("cannot sync the record directory", "error", err)
+		}
+		if err := os.RemoveAll(m.blobDir(e)); err != nil {
+			m.logOf(e).Warn("cannot delete the directory for pictures", "error", err)
+		}
+		e.saved = false
+	}
+	m.drop(e)
+}
+
+func closeFile(f **os.File) {
+	if *f != nil {
+		_ = (*f).Close()
+		*f = nil
+	}
+}
+
+// step applies an event and carries out what follows from it. An event that
+// comes up meanwhile is applied after that.
+func (m *Manager) step(e *entry, ev home.Event) {
+	e.todo = append(e.todo, ev)
+	if e.stepping {
+		return
+	}
+	e.stepping = true
+	for len(e.todo) > 0 {
+		ev := e.todo[0]
+		e.todo = e.todo[1:]
+		var effects []home.Effect
+		e.home, effects = home.Step(e.home, m.look(e), ev)
+		m.settle(e)
+		for _, f := range effects {
+			m.carryOut(e, f)
+		}
+	}
+	e.stepping = false
+	m.settle(e)
+	m.say(e)
+	m.collect(e)
+}
+
+// settle makes what is held for a home fit its state.
+func (m *Manager) settle(e *entry) {
+	if e.gone {
+		return
+	}
+	state := e.home.State(m.look(e))
+	switch {
+	case !state.Pins():
+		closeFile(&e.pin)
+	case e.pin == nil:
+		fd, err := unix.Open(e.view.HomeDirectory, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			m.logOf(e).Warn("cannot pin the home directory", "error", err)
+			break
+		}
+		e.pin = os.NewFile(uintptr(fd), e.view.HomeDirectory)
+	}
+	if !state.KeepsImageLock() {
+		closeFile(&e.lock)
+	}
+	if !e.home.Armed && e.retry != nil {
+		e.retry.Stop()
+		e.retry = nil
+	}
+	if e.ending != nil && (!state.IsActive() || e.home.Referenced()) {
+		e.ending.Stop()
+		e.ending = nil
+	}
+}
+
+// say logs a state that is new.
+func (m *Manager) say(e *entry) {
+	if e.gone {
+		return
+	}
+	if state := e.home.State(m.look(e)); state != e.said {
+		m.logOf(e).Info("home is "+string(state), "HOME_STATE", string(state))
+		e.said = state
+	}
+}
+
+// collect looks whether an idle home's storage went away.
+func (m *Manager) collect(e *entry) {
+	if e.gone || !e.home.Idle() {
+		return
+	}
+	vanished := !m.imageThere(e)
+	if !vanished {
+		e.forced = false
+	}
+	switch {
+	case e.home.Stored == home.Unfixated:
+		if vanished {
+			m.logOf(e).Info("the image is gone, forgetting the home that was found with it")
+			m.drop(e)
+		}
+	case e.home.Stored == "" && vanished && !e.forced && m.look(e) == home.SeenMounted:
+		// Once: if that fails, the retry timer goes on in the ordinary way.
+		e.forced = true
+		m.logOf(e).Warn("the storage of an active home is gone, detaching it by force")
+		m.step(e, home.Vanished{})
+	}
+}
+
+// carryOut does what the state machine asks for.
+func (m *Manager) carryOut(e *entry, f home.Effect) {
+	switch f := f.(type) {
+	case home.Start:
+		m.start(e, f)
+	case home.Reply:
+		m.reply(e, f)
+	case home.ArmRetry:
+		if e.retry != nil {
+			e.retry.Stop()
+		}
+		var t *time.Timer
+		t = time.AfterFunc(m.RetryAfter, func() {
+			m.post(func() {
+				if e.retry == t && !e.gone {
+					e.retry = nil
+					m.step(e, home.Expired{})
+				}
+			})
+		})
+		e.retry = t
+	case home.Forget:
+		m.forget(e)
+	case home.Rescan:
+		m.Rescan()
+	}
+}
+
+// reply answers a call, opening the reference it is to get.
+func (m *Manager) reply(e *entry, r home.Reply) {
+	c := m.calls[r.Call.ID]
+	if c == nil {
+		return
+	}
+	delete(m.calls, r.Call.ID)
+	a := answer{err: fault.For(e.name, r.Err)}
+	if r.Reference {
+		f, err := m.giveReference(e, r.Call.Kind, r.Call.Verb == home.Acquire)
+		if err != nil {
+			a.err = fault.For(e.name, fault.New(fault.Unknown, "open reference", err))
+		}
+		a.result.Reference = f
+	}
+	if a.err == nil && c.wantsInfo {
+		a.result.Info = m.snapshot(e).info(m)
+	}
+	if a.err != nil {
+		m.logOf(e).Debug("operation answered with an error", "HOME_VERB", string(r.Call.Verb), "error", a.err)
+	}
+	c.finish(a)
+}

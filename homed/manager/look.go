@@ -1,0 +1,178 @@
+package manager
+
+import (
+	"cmp"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/homed/home"
+	"hearth/records"
+	"hearth/storage/presence"
+)
+
+// look says what a home's storage looks like from outside.
+func (m *Manager) look(e *entry) home.Presence {
+	s, err := presence.Look(presence.Area{Storage: e.view.Storage, ImagePath: e.view.ImagePath, HomeDirectory: e.view.HomeDirectory})
+	switch {
+	case err == nil && s == presence.Active:
+		return home.SeenMounted
+	case e.view.Storage == "" || e.view.Storage == "cifs":
+		// No storage chosen yet, or one that shows only when it is mounted.
+		return home.SeenUnclear
+	case err != nil:
+		return home.SeenInactive
+	case s == presence.Absent:
+		return home.SeenAbsent
+	case s == presence.Dirty:
+		return home.SeenDirty
+	}
+	return home.SeenInactive
+}
+
+// imageThere reports whether a home's storage can be seen at all; what cannot
+// be looked at counts as there, but for a home without record, which is then
+// not worth keeping.
+func (m *Manager) imageThere(e *entry) bool {
+	if e.view.Storage == "cifs" {
+		return true
+	}
+	_, err := os.Stat(e.view.ImagePath)
+	if e.home.Stored == home.Unfixated {
+		return err == nil
+	}
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// info makes of a snapshot what front ends get. It measures disks, so it runs
+// outside of the loop where it can.
+func (s snapshot) info(m *Manager) Info {
+	v := s.view
+	i := Info{
+		Name: v.UserName, Realm: v.Realm, State: string(s.state),
+		RealName:      cmp.Or(v.RealName, v.UserName),
+		HomeDirectory: v.HomeDirectory, Shell: v.Shell,
+		UID: v.UID, GID: v.GID,
+		Signed: s.signed, Unfixated: s.state == home.Unfixated,
+	}
+	live := records.LiveStatus{
+		State: string(s.state), Active: s.state.IsActive(),
+		FallbackShell: m.Layout.FallbackShell, SignedLocally: s.signed,
+	}
+	measure(v, &live)
+	i.Record = s.record.Augment(m.Machine.ID, live)
+	return i
+}
+
+// The smallest size of each file system, bytes.
+var smallest = map[string]uint64{"ext4": 32 << 20, "btrfs": 256 << 20, "xfs": 300 << 20}
+
+func amount(n uint64) *uint64 { return &n }
+
+// measure fills in the sizes that can be had without touching a home that is
+// not active: a suspended one would not answer.
+func measure(v records.View, s *records.LiveStatus) {
+	var home unix.Statfs_t
+	up := s.Active && unix.Statfs(v.HomeDirectory, &home) == nil
+	if up {
+		s.FileSystemType = fsName(home.Type)
+	}
+	if v.Storage == "luks" {
+		measureLUKS(v, s, up, &home)
+		return
+	}
+	if !up && (v.Storage == "cifs" || unix.Statfs(v.ImagePath, &home) != nil) {
+		return
+	}
+	s.FileSystemType = fsName(home.Type)
+	s.DiskSize = amount(home.Blocks * uint64(home.Bsize))
+	s.DiskFree = amount(home.Bavail * uint64(home.Bsize))
+}
+
+func measureLUKS(v records.View, s *records.LiveStatus, up bool, home *unix.Statfs_t) {
+	var used *uint64
+	var st unix.Stat_t
+	switch err := unix.Stat(v.ImagePath, &st); {
+	case err != nil:
+	case st.Mode&unix.S_IFMT == unix.S_IFREG:
+		s.DiskSize = amount(uint64(st.Size))
+		used = amount(uint64(st.Blocks) * 512)
+		var around unix.Statfs_t
+		if unix.Statfs(filepath.Dir(v.ImagePath), &around) == nil {
+			s.DiskCeiling = amount(*used + around.Bavail*uint64(around.Bsize))
+		}
+	case st.Mode&unix.S_IFMT == unix.S_IFBLK:
+		s.DiskSize = deviceSize(st.Rdev)
+	}
+	kind := v.FileSystemType
+	if up && s.FileSystemType != "" {
+		kind = s.FileSystemType
+	}
+	if n, ok := smallest[kind]; ok {
+		s.DiskFloor = amount(n)
+	}
+	if !up {
+		return
+	}
+	free := home.Bavail * uint64(home.Bsize)
+	s.DiskFree = amount(free)
+	if info, err := os.Lstat(v.HomeDirectory); err == nil {
+		var at unix.Stat_t
+		if unix.Lstat(v.HomeDirectory, &at) == nil && info.IsDir() {
+			mode := at.Mode & 0o7777
+			s.AccessMode = &mode
+		}
+	}
+	if s.DiskSize == nil {
+		return
+	}
+	size, fs := *s.DiskSize, home.Blocks*uint64(home.Bsize)
+	switch {
+	case size > free && used != nil:
+		s.DiskUsage = amount(min(size-free, *used))
+	case size > free:
+		s.DiskUsage = amount(size - free)
+	default:
+		s.DiskUsage = used
+	}
+	if s.DiskFloor != nil && size > fs {
+		s.DiskFloor = amount(*s.DiskFloor + size - fs)
+	}
+}
+
+// deviceSize asks sysfs, which needs no open device.
+func deviceSize(dev uint64) *uint64 {
+	text, err := os.ReadFile(filepath.Join("/sys/dev/block", majorMinor(dev), "size"))
+	if err != nil {
+		return nil
+	}
+	n, ok := decimal(strings.TrimSpace(string(text)))
+	if !ok {
+		return nil
+	}
+	return amount(n * 512)
+}
+
+func fsName(magic int64) string {
+	switch uint32(magic) {
+	case unix.EXT4_SUPER_MAGIC:
+		return "ext4"
+	case unix.BTRFS_SUPER_MAGIC:
+		return "btrfs"
+	case unix.XFS_SUPER_MAGIC:
+		return "xfs"
+	}
+	return ""
+}
+
+func ownerOf(info os.FileInfo) uint32 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Uid
+	}
+	return 0
+}

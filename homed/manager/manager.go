@@ -1,0 +1,300 @@
+package manager
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"hearth/homed/home"
+	"hearth/internal/fault"
+	"hearth/records"
+)
+
+const (
+	retryAfter = 15 * time.Second // of a failed deactivation
+	shortRef   = 10 * time.Second // a reference that lasts less is followed by grace
+	grace      = 5 * time.Second
+	exitWait   = 30 * time.Second // for workers, when the daemon stops
+)
+
+// A Manager owns all homes. Its exported methods may be called from any
+// goroutine; all of them wait for the loop that Run is.
+type Manager struct {
+	Options
+	log    *slog.Logger
+	events chan func()
+	ready  chan struct{}
+	ended  chan struct{} // closed when Run returned: nobody answers any more
+
+	readyOnce sync.Once
+	rescan    chan struct{}
+
+	// The rest belongs to the loop.
+	homes       map[string]*entry // by user name
+	names       map[string]*entry // by user name and alias
+	calls       map[uint64]*call
+	lastID      uint64
+	keys        *keyring
+	subscribers []func(Change)
+	changed     []*entry // to be announced, in order
+	workers     int
+	stopping    bool
+}
+
+// New returns a manager that owns nothing yet.
+func New(o Options) (*Manager, error) {
+	if o.Machine.ID == "" {
+		return nil, errors.New("new manager: no machine id")
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Reader
+	}
+	if o.Accounts == nil {
+		o.Accounts = getent{}
+	}
+	if o.RetryAfter == 0 {
+		o.RetryAfter = retryAfter
+	}
+	if o.Grace == 0 {
+		o.Grace = grace
+	}
+	o.Machine.HomeRoot = o.Layout.HomeRoot
+	return &Manager{
+		Options: o,
+		log:     o.Log,
+		events:  make(chan func()),
+		ready:   make(chan struct{}),
+		ended:   make(chan struct{}),
+		rescan:  make(chan struct{}, 1),
+		homes:   map[string]*entry{},
+		names:   map[string]*entry{},
+		calls:   map[uint64]*call{},
+	}, nil
+}
+
+// Ready is closed once all records are loaded and all images found.
+func (m *Manager) Ready() <-chan struct{} { return m.ready }
+
+// Run loads keys and records, finds images and serves until ctx ends. Homes
+// stay as they are then; running workers are waited for, up to 30 s. Run is
+// called once.
+func (m *Manager) Run(ctx context.Context) error {
+	defer close(m.ended)
+	keys, err := loadKeys(m.Layout, m.Rand, m.log)
+	if err != nil {
+		return err
+	}
+	m.keys = keys
+	defer m.keys.close()
+	if err := m.loadRecords(); err != nil {
+		return err
+	}
+	m.announce()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watching.Go(func() { m.watchRoot(ctx) })
+	for {
+		select {
+		case f := <-m.events:
+			f()
+			m.announce()
+		case <-ctx.Done():
+			m.stop()
+			return nil
+		}
+	}
+}
+
+// stop finishes what runs: its records are still saved, its callers answered.
+func (m *Manager) stop() {
+	m.stopping = true
+	late := time.After(exitWait)
+	for m.workers > 0 {
+		select {
+		case f := <-m.events:
+			f()
+			m.announce()
+		case <-late:
+			m.log.Warn("leaving workers behind that did not end in time", "workers", m.workers)
+			return
+		}
+	}
+}
+
+// Rescan looks for homes as if the daemon had just started.
+func (m *Manager) Rescan() {
+	select {
+	case m.rescan <- struct{}{}:
+	default: // one is waiting already
+	}
+}
+
+// post hands f to the loop, without waiting for it to run. It reports false
+// when the loop has ended.
+func (m *Manager) post(f func()) bool {
+	select {
+	case m.events <- f:
+		return true
+	case <-m.ended:
+		return false
+	}
+}
+
+// ask runs f in the loop and waits for it.
+func (m *Manager) ask(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case m.events <- func() { f(); close(done) }:
+		<-done
+		return nil
+	case <-m.ended:
+		return fault.Newf(fault.ServiceUnknown, "ask manager", "The home service is stopping.")
+	case <-ctx.Done():
+		return fault.New(fault.Timeout, "ask manager", ctx.Err())
+	}
+}
+
+// Subscribe has f called on the loop for every change, until the end. It must
+// not block nor call the manager.
+func (m *Manager) Subscribe(f func(Change)) {
+	_ = m.ask(context.Background(), func() { m.subscribers = append(m.subscribers, f) })
+}
+
+// touch marks a home as changed.
+func (m *Manager) touch(e *entry) {
+	if !e.touched {
+		e.touched = true
+		m.changed = append(m.changed, e)
+	}
+}
+
+// announce tells the subscribers, once the loop has nothing in its hands: a
+// home that came and went in between is not worth a word.
+func (m *Manager) announce() {
+	list := m.changed
+	m.changed = nil
+	for _, e := range list {
+		e.touched = false
+		c := Change{Kind: Changed}
+		switch {
+		case e.gone && !e.announced:
+			continue
+		case e.gone:
+			c.Kind = Removed
+		case !e.announced:
+			c.Kind = Added
+		}
+		e.announced = !e.gone
+		if len(m.subscribers) == 0 {
+			continue
+		}
+		c.Info = m.snapshot(e).info(m)
+		for _, f := range m.subscribers {
+			f(c)
+		}
+	}
+}
+
+// find returns the home that key names, or nil.
+func (m *Manager) find(key Key) *entry {
+	if key.ByUID {
+		for _, e := range m.homes {
+			if e.view.HasUID && e.view.UID == key.UID {
+				return e
+			}
+		}
+		return nil
+	}
+	if e := m.names[key.Name]; e != nil {
+		return e
+	}
+	for _, e := range m.homes {
+		if e.record.Matches(key.Name) {
+			return e
+		}
+	}
+	return nil
+}
+
+func noSuchHome(key Key) error {
+	err := fault.New(fault.NoSuchHome, "look up home", nil)
+	if key.ByUID {
+		err.Text = "No home for this UID known"
+		return err
+	}
+	return fault.For(key.Name, err)
+}
+
+// Lookup returns one home. Fault: NoSuchHome.
+func (m *Manager) Lookup(ctx context.Context, k Key) (Info, error) {
+	var s snapshot
+	err := m.ask(ctx, func() {
+		if e := m.find(k); e != nil {
+			s = m.snapshot(e)
+		}
+	})
+	if err != nil {
+		return Info{}, err
+	}
+	if s.record == nil {
+		return Info{}, noSuchHome(k)
+	}
+	return s.info(m), nil
+}
+
+// List returns all homes, in no order.
+func (m *Manager) List(ctx context.Context) ([]Info, error) {
+	var all []snapshot
+	if err := m.ask(ctx, func() {
+		for _, e := range m.homes {
+			all = append(all, m.snapshot(e))
+		}
+	}); err != nil {
+		return nil, err
+	}
+	out := make([]Info, len(all))
+	for i, s := range all {
+		out[i] = s.info(m)
+	}
+	return out, nil
+}
+
+// SigningKeys returns the keys whose signatures are accepted, ours first; ours
+// is made now if there is none.
+func (m *Manager) SigningKeys(ctx context.Context) ([]SigningKey, error) {
+	var out []SigningKey
+	var err error
+	if aerr := m.ask(ctx, func() {
+		if _, err = m.keys.signer(); err == nil {
+			out = append(out, m.keys.list...)
+		}
+	}); aerr != nil {
+		return nil, aerr
+	}
+	return out, err
+}
+
+func (m *Manager) now() uint64 { return uint64(m.Now().UnixMicro()) }
+
+// snapshot is what the loop knows of a home, for use outside of it.
+type snapshot struct {
+	record *records.Record
+	view   records.View
+	state  home.State
+	signed *bool
+}
+
+func (m *Manager) snapshot(e *entry) snapshot {
+	return snapshot{record: e.record, view: e.view, state: e.home.State(m.look(e)), signed: e.signed}
+}

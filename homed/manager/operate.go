@@ -1,0 +1,558 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"hearth/homed/home"
+	"hearth/homed/worker"
+	"hearth/internal/fault"
+	"hearth/internal/secret"
+	"hearth/records"
+)
+
+// call is an operation that waits for its answer.
+type call struct {
+	op        Operation
+	secrets   *secret.Bytes // our own copy; the worker may start after the caller left
+	wantsInfo bool
+	reply     chan answer // of one
+	all       *collective // instead of reply: part of an operation on all homes
+}
+
+type answer struct {
+	result Result
+	err    error
+}
+
+func (c *call) finish(a answer) {
+	c.secrets.Close()
+	if c.all != nil {
+		c.all.finish(a.err)
+		return
+	}
+	c.reply <- a
+}
+
+// collective gathers the answers of all homes into one.
+type collective struct {
+	left  int
+	err   error
+	reply chan answer
+}
+
+// finish counts one answer. One home's failure is the answer, whatever came
+// after it: who shuts a machine down has to know.
+func (c *collective) finish(err error) {
+	if err != nil {
+		c.err = err
+	}
+	if c.left--; c.left == 0 {
+		c.reply <- answer{err: c.err}
+	}
+}
+
+func notBuilt(v home.Verb) error {
+	return fault.Newf(fault.NotSupported, string(v), "The operation %q is not available yet.", string(v))
+}
+
+// Do carries out an operation and waits for it to end. When ctx ends first,
+// only the waiting ends: the operation goes on, and the reference it may yield
+// is closed.
+func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
+	switch op.Verb {
+	case home.Update, home.Resize, home.ChangePassword, home.Lock, home.Unlock, home.LockAll, home.Rebalance, home.Realize, home.Adopt:
+		return Result{}, notBuilt(op.Verb)
+	case home.Create, home.Register:
+		return m.introduce(ctx, op)
+	}
+	c := &call{op: op, reply: make(chan answer, 1)}
+	if op.Secrets != nil {
+		var err error
+		if c.secrets, err = op.Secrets.Clone(); err != nil {
+			return Result{}, fault.New(fault.NoMemory, "keep secrets", err)
+		}
+	}
+	err := m.ask(ctx, func() {
+		switch {
+		case m.stopping:
+			c.finish(answer{err: stopping()})
+		case op.Verb == home.DeactivateAll:
+			m.beginAll(c)
+		default:
+			if e := m.find(op.Key); e != nil {
+				m.begin(e, c)
+				return
+			}
+			c.finish(answer{err: noSuchHome(op.Key)})
+		}
+	})
+	if err != nil {
+		c.secrets.Close()
+		return Result{}, err
+	}
+	return m.await(ctx, c)
+}
+
+func stopping() error {
+	return fault.Newf(fault.ServiceUnknown, "take operation", "The home service is stopping.")
+}
+
+func (m *Manager) await(ctx context.Context, c *call) (Result, error) {
+	select {
+	case a := <-c.reply:
+		return a.result, a.err
+	case <-ctx.Done():
+		// Nobody takes the reference any more: its end is that of the login.
+		go func() {
+			select {
+			case a := <-c.reply:
+				if a.result.Reference != nil {
+					_ = a.result.Reference.Close()
+				}
+			case <-m.ended:
+			}
+		}()
+		return Result{}, fault.New(fault.Timeout, "wait for "+string(c.op.Verb), ctx.Err())
+	case <-m.ended:
+		select {
+		case a := <-c.reply:
+			return a.result, a.err
+		default:
+		}
+		return Result{}, stopping()
+	}
+}
+
+// begin gives a call to a home.
+func (m *Manager) begin(e *entry, c *call) {
+	m.checkReferences(e)
+	m.lastID++
+	m.calls[m.lastID] = c
+	kind := home.DontSuspend
+	if c.op.PleaseSuspend {
+		kind = home.PleaseSuspend
+	}
+	m.step(e, home.Call{ID: m.lastID, Verb: c.op.Verb, Kind: kind})
+}
+
+// beginAll gives a call to every home; the one answer comes with the last.
+func (m *Manager) beginAll(c *call) {
+	if len(m.homes) == 0 {
+		c.finish(answer{})
+		return
+	}
+	all := &collective{left: len(m.homes), reply: c.reply}
+	var list []*entry
+	for _, e := range m.homes {
+		list = append(list, e)
+	}
+	for _, e := range list {
+		if e.gone {
+			all.finish(nil)
+			continue
+		}
+		m.begin(e, &call{op: c.op, all: all})
+	}
+}
+
+// start starts the worker that the state machine asked for. Whatever keeps it
+// from starting is the operation's end.
+func (m *Manager) start(e *entry, s home.Start) {
+	if err := m.launch(e, s); err != nil {
+		m.logOf(e).Warn("operation did not start", "HOME_VERB", string(s.Work), "error", err)
+		m.step(e, home.Done{Err: err})
+	}
+}
+
+func (m *Manager) launch(e *entry, s home.Start) error {
+	r := worker.Request{
+		Verb:         string(s.Work),
+		SharedMounts: m.SharedMounts,
+		Params: worker.Params{
+			Machine:               m.Machine,
+			HomeRoot:              m.Layout.HomeRoot,
+			DefaultStorage:        m.Config.DefaultStorage,
+			DefaultFileSystemType: m.Config.DefaultFileSystemType,
+			HaveImageLock:         e.lock != nil,
+		},
+	}
+	c := m.calls[s.Call.ID]
+	if c != nil {
+		r.Secrets = c.secrets
+	}
+	if s.Work == home.WorkCreate && r.Secrets == nil {
+		return fault.New(fault.KeyUnavailable, "create home", errors.New("no secret section"))
+	}
+	if s.Attempt {
+		if err := m.attempt(e, s.Work); err != nil {
+			return err
+		}
+	}
+	r.Record = e.record.Compact()
+	log := m.logOf(e).With("HOME_VERB", string(s.Work))
+	// Not the caller's context: a terminal that closes must not leave half a
+	// file system.
+	p, err := worker.Start(context.Background(), m.Layout.Worker, r)
+	if err != nil {
+		return err
+	}
+	log.Debug("worker started")
+	m.workers++
+	go func() {
+		for ev := range p.Events() {
+			m.deliver(e, s, ev)
+		}
+	}()
+	return nil
+}
+
+// deliver takes what a worker reports to the loop.
+func (m *Manager) deliver(e *entry, s home.Start, ev worker.Event) {
+	switch {
+	case ev.ImageLock != nil:
+		took := m.post(func() {
+			closeFile(&e.lock)
+			e.lock = ev.ImageLock
+		})
+		if !took {
+			_ = ev.ImageLock.Close()
+		}
+	case ev.Progress != nil:
+		m.logOf(e).Debug("worker progresses", "HOME_VERB", string(s.Work), "stage", ev.Progress.Stage, "done", ev.Progress.Done, "total", ev.Progress.Total)
+	case ev.Answer != nil:
+		m.post(func() {
+			m.workers--
+			m.checkReferences(e)
+			m.step(e, m.judge(e, s, *ev.Answer))
+		})
+	}
+}
+
+// attempt counts an attempt to authenticate. Fault: AuthenticationLimit.
+func (m *Manager) attempt(e *entry, w home.Work) error {
+	now := m.now()
+	after, next, ok := e.record.Counters(m.Machine.ID).Attempt(e.view, now)
+	if !ok {
+		text := "Too many login attempts, please try again later."
+		if wait := time.Duration(next-now) * time.Microsecond; next > now && wait < 24*time.Hour {
+			text = fmt.Sprintf("Too many login attempts, please try again in %s!", max(wait.Round(time.Second), time.Second))
+		}
+		return fault.Newf(fault.AuthenticationLimit, string(w)+" home", "%s", text)
+	}
+	m.count(e, after)
+	return nil
+}
+
+// count keeps counters, on disk too where the home has a record there.
+func (m *Manager) count(e *entry, c records.Counters) {
+	m.storeRecord(e, e.record.WithCounters(m.Machine.ID, c))
+	if !e.saved {
+		return
+	}
+	if err := m.save(e); err != nil {
+		m.logOf(e).Error("cannot save the record", "error", err)
+	}
+}
+
+// judge says what a worker's answer means: counts it, checks and takes over
+// the record that came back.
+func (m *Manager) judge(e *entry, s home.Start, a worker.Answer) home.Done {
+	log := m.logOf(e).With("HOME_VERB", string(s.Work))
+	counters := e.record.Counters(m.Machine.ID)
+	if a.Err != nil {
+		log.Warn("operation failed", "error", a.Err)
+		switch fault.KindOf(a.Err) {
+		case fault.BadPassword, fault.BadPasswordAndNoToken, fault.BadRecoveryKey:
+			m.count(e, counters.Failed(m.now()))
+		}
+		return home.Done{Err: a.Err}
+	}
+	switch s.Work {
+	case home.WorkInspect:
+		return m.judgeInspect(e, s, a.Record)
+	case home.WorkActivate:
+		if a.Record != nil {
+			r, signed, err := m.accept(e, a.Record)
+			if err != nil {
+				log.Warn("the record found in the home is not accepted, detaching it again", "error", err)
+				return home.Done{Err: err, Undo: true}
+			}
+			m.adopt(e, r, signed)
+		}
+		m.succeeded(e)
+	case home.WorkUnlock:
+		m.succeeded(e)
+	case home.WorkCreate:
+		if r, signed, err := m.accept(e, a.Record); err != nil {
+			log.Error("the record of the new home is not accepted, keeping the one given", "error", err)
+		} else {
+			m.adopt(e, r, signed)
+		}
+		if err := m.save(e); err != nil {
+			log.Error("cannot save the record", "error", err)
+		}
+	}
+	return home.Done{}
+}
+
+// judgeInspect takes the record that an inspection brought. For a home that
+// has none yet it is the first, and has to be in order.
+func (m *Manager) judgeInspect(e *entry, s home.Start, text []byte) home.Done {
+	r, signed, err := m.accept(e, text)
+	// An inspection of a home that has a record, or one that is only asked
+	// whether the password is right, succeeds whatever the record is worth.
+	unfixated := !e.saved
+	switch {
+	case !unfixated:
+		if err != nil {
+			m.logOf(e).Warn("the record found in the home is not accepted, keeping ours", "error", err)
+		} else {
+			m.adopt(e, r, signed)
+		}
+		m.succeeded(e)
+		return home.Done{}
+	case err != nil && s.Call.Verb == home.Authenticate:
+		m.logOf(e).Warn("the record found in the home is not accepted", "error", err)
+		return home.Done{}
+	case err != nil:
+		return home.Done{Err: err}
+	}
+	m.adopt(e, r, signed)
+	if s.Call.Verb == home.Fixate || s.Call.Verb == home.Authenticate {
+		m.storeRecord(e, e.record.WithCounters(m.Machine.ID, e.record.Counters(m.Machine.ID).Succeeded(m.now())))
+	}
+	if err := m.save(e); err != nil {
+		return home.Done{Err: fault.New(fault.IOError, "fixate home", err)}
+	}
+	m.logOf(e).Info("the record found in the home is accepted and kept from now on")
+	return home.Done{Fixated: true}
+}
+
+// succeeded counts a right password.
+func (m *Manager) succeeded(e *entry) {
+	m.count(e, e.record.Counters(m.Machine.ID).Succeeded(m.now()))
+}
+
+// accept checks a record that a worker found: whose it is, who signed it, and
+// that its ids are free. What the host knows beyond it, other machines'
+// bindings and the counters, is added. Faults: IOError without a record,
+// OtherUser, BadSignature, UIDInUse, and those of records.
+func (m *Manager) accept(e *entry, text []byte) (*records.Record, *bool, error) {
+	const op = "accept record"
+	if text == nil {
+		return nil, nil, fault.New(fault.IOError, op, errors.New("the worker brought none"))
+	}
+	r, err := records.Parse(text, records.WorkerOutput)
+	if err != nil {
+		return nil, nil, err
+	}
+	if r.UserName() != e.name || r.Realm() != e.record.Realm() {
+		return nil, nil, fault.New(fault.OtherUser, op, fmt.Errorf("it is that of %s", r.FullName()))
+	}
+	if e.saved && !sameSet(r.Aliases(), e.record.Aliases()) {
+		return nil, nil, fault.New(fault.OtherUser, op, errors.New("its aliases are others"))
+	}
+	for _, a := range r.Aliases() {
+		if o := m.names[a]; o != nil && o != e {
+			return nil, nil, fault.New(fault.UserNameExists, op, fmt.Errorf("its alias %s is taken by %s", a, o.name))
+		}
+	}
+	verdict, err := m.keys.Verify(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	switch verdict {
+	case records.Unsigned:
+		return nil, nil, fault.Newf(fault.BadSignature, op, "User record %s is not signed at all, refusing.", e.name)
+	case records.Foreign:
+		return nil, nil, fault.Newf(fault.BadSignature, op, "User record %s is not signed by any known key, refusing.", e.name)
+	}
+	found, _ := r.Binding(m.Machine.ID)
+	r = r.WithBindingOf(e.record).WithBinding(m.Machine.ID, found).WithStatusOf(e.record)
+	if err := r.Suitable(m.Machine); err != nil {
+		return nil, nil, err
+	}
+	if o := m.find(Key{UID: r.View(m.Machine).UID, ByUID: true}); o != nil && o != e {
+		return nil, nil, fault.New(fault.UIDInUse, op, fmt.Errorf("by %s", o.name))
+	}
+	return r, ours(verdict), nil
+}
+
+func sameSet(a, b []string) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.Sort(a)
+	slices.Sort(b)
+	return slices.Equal(slices.Compact(a), slices.Compact(b))
+}
+
+func (m *Manager) adopt(e *entry, r *records.Record, signed *bool) {
+	e.signed = signed
+	m.setRecord(e, r)
+}
+
+// introduce takes a new record: Register keeps it, Create makes its home.
+func (m *Manager) introduce(ctx context.Context, op Operation) (Result, error) {
+	if op.Record == nil {
+		return Result{}, fault.New(fault.InvalidArgs, string(op.Verb), errors.New("no record"))
+	}
+	r := op.Record.WithoutSecret()
+	name := r.UserName()
+	r, signed, err := m.vet(ctx, r)
+	if err != nil {
+		return Result{}, fault.For(name, err)
+	}
+	c := &call{op: op, reply: make(chan answer, 1), wantsInfo: true}
+	if op.Verb == home.Create && op.Secrets != nil {
+		if c.secrets, err = op.Secrets.Clone(); err != nil {
+			return Result{}, fault.New(fault.NoMemory, "keep secrets", err)
+		}
+	}
+	if err := m.ask(ctx, func() {
+		if m.stopping {
+			c.finish(answer{err: stopping()})
+			return
+		}
+		// What was free when it was vetted may be taken by now.
+		if err := m.conflict(r); err != nil {
+			c.finish(answer{err: fault.For(name, err)})
+			return
+		}
+		e := m.add(r, signed, "")
+		if op.Verb == home.Create {
+			m.begin(e, c)
+			return
+		}
+		if err := m.save(e); err != nil {
+			m.drop(e)
+			c.finish(answer{err: fault.For(name, fault.New(fault.IOError, "register home", err))})
+			return
+		}
+		m.say(e)
+		c.finish(answer{result: Result{Info: m.snapshot(e).info(m)}})
+	}); err != nil {
+		c.secrets.Close()
+		return Result{}, err
+	}
+	return m.await(ctx, c)
+}
+
+// namesOf are the names that a record claims.
+func namesOf(r *records.Record) []string {
+	list := append([]string{r.UserName()}, r.Aliases()...)
+	if realm := r.Realm(); realm != "" {
+		for _, n := range slices.Clone(list) {
+			list = append(list, n+"@"+realm)
+		}
+	}
+	return list
+}
+
+// conflict reports, in the loop, a name or UID that another home has.
+func (m *Manager) conflict(r *records.Record) error {
+	const op = "check user record"
+	for _, n := range namesOf(r) {
+		if m.find(Key{Name: n}) != nil {
+			return fault.New(fault.UserNameExists, op, fmt.Errorf("%s is a home's", n))
+		}
+	}
+	if v := r.View(m.Machine); v.HasUID && m.find(Key{UID: v.UID, ByUID: true}) != nil {
+		return fault.New(fault.UIDInUse, op, fmt.Errorf("UID %d is a home's", v.UID))
+	}
+	return nil
+}
+
+// vet checks a record given from outside, signs it if nobody did, and gives it
+// a UID if it has none. It asks for accounts, so it runs outside of the loop.
+// Faults: InvalidArgs, UserNameExists, UIDInUse, BadSignature, BadAddress,
+// TooManyHomes, NoPrivateKey.
+func (m *Manager) vet(ctx context.Context, r *records.Record) (*records.Record, *bool, error) {
+	const op = "check user record"
+	if err := r.Manageable(m.Machine); err != nil {
+		return nil, nil, err
+	}
+	var err error
+	names := func() {
+		for _, n := range namesOf(r) {
+			if m.find(Key{Name: n}) != nil {
+				err = fault.New(fault.UserNameExists, op, fmt.Errorf("%s is a home's", n))
+				return
+			}
+		}
+	}
+	if aerr := m.ask(ctx, names); aerr != nil {
+		return nil, nil, aerr
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, n := range namesOf(r) {
+		if m.accountExists(ctx, n) {
+			return nil, nil, fault.New(fault.UserNameExists, op, fmt.Errorf("%s is an account's", n))
+		}
+	}
+	var verdict records.Verdict
+	sign := func() {
+		if verdict, err = m.keys.Verify(r); err != nil || verdict != records.Unsigned {
+			return
+		}
+		var s *records.Signer
+		if s, err = m.keys.signer(); err != nil {
+			return
+		}
+		r, err = s.Sign(r)
+		verdict = records.SignedByUs
+	}
+	if aerr := m.ask(ctx, sign); aerr != nil {
+		return nil, nil, aerr
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if verdict == records.Foreign {
+		return nil, nil, fault.Newf(fault.BadSignature, op, "Specified user record for %s is signed by a key we don't recognize, refusing.", r.UserName())
+	}
+	if v := r.View(m.Machine); v.HasUID {
+		if aerr := m.ask(ctx, func() { err = m.conflict(r) }); aerr != nil {
+			return nil, nil, aerr
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if m.accountExists(ctx, fmt.Sprint(v.UID)) {
+			return nil, nil, fault.New(fault.UIDInUse, op, fmt.Errorf("UID %d is an account's", v.UID))
+		}
+	} else {
+		uid, err := m.allocateUID(ctx, m.ownerOf(v), r.UserName())
+		if err != nil {
+			return nil, nil, err
+		}
+		r = r.WithBinding(m.Machine.ID, records.Binding{
+			BlobDirectory: m.Layout.BlobDir + "/" + r.UserName(),
+			UID:           uid, GID: uid, HasUID: true,
+		})
+	}
+	if err := r.Suitable(m.Machine); err != nil {
+		return nil, nil, err
+	}
+	return r, ours(verdict), nil
+}
+
+// ownerOf returns who owns a directory that is there already, 0 otherwise: its
+// files then need no new owner.
+func (m *Manager) ownerOf(v records.View) uint32 {
+	switch v.Storage {
+	case "directory", "subvolume", "fscrypt":
+	default:
+		return 0
+	}
+	info, err := os.Stat(v.ImagePath)
+	if err != nil || !info.IsDir() {
+		return 0
+	}
+	return ownerOf(info)
+}

@@ -1,0 +1,223 @@
+package manager
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/homed/home"
+)
+
+// reference is the daemon's read end of the FIFO of one kind. While a write
+// end is open somewhere, someone refers to the home.
+type reference struct{ file *os.File }
+
+var fifoSuffix = [2]string{home.DontSuspend: ".dont-suspend", home.PleaseSuspend: ".please-suspend"}
+
+func (m *Manager) fifoPath(e *entry, k home.RefKind) string {
+	return filepath.Join(m.Layout.RunDir, e.name+fifoSuffix[k])
+}
+
+// notePath is a file that is there while the home is referenced. After a crash
+// it tells a home whose user left from one that was activated by hand.
+func (m *Manager) notePath(e *entry) string {
+	return filepath.Join(m.Layout.RunDir, e.name+".referenced")
+}
+
+// openFIFO makes the FIFO if need be and opens one end of it.
+func (m *Manager) openFIFO(e *entry, k home.RefKind, flag int) (*os.File, error) {
+	if err := os.MkdirAll(m.Layout.RunDir, 0o755); err != nil {
+		return nil, err
+	}
+	path := m.fifoPath(e, k)
+	if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, &os.PathError{Op: "make FIFO", Path: path, Err: err}
+	}
+	fd, err := unix.Open(path, flag|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open FIFO", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// giveReference opens a write end for someone. The state machine counts the
+// reference already: on error it is told that there is none.
+func (m *Manager) giveReference(e *entry, k home.RefKind, acquired bool) (*os.File, error) {
+	if e.refs[k] != nil && hungUp(e.refs[k].file) {
+		// The last holder just left; this one takes its place.
+		m.dropReference(e, k)
+	}
+	var err error
+	if e.refs[k] == nil {
+		var f *os.File
+		if f, err = m.openFIFO(e, k, unix.O_RDONLY); err == nil {
+			e.refs[k] = &reference{f}
+			defer m.watchReference(e, k)
+		}
+	}
+	var f *os.File
+	if err == nil {
+		f, err = m.openFIFO(e, k, unix.O_WRONLY)
+	}
+	if err != nil {
+		if e.refs[k] == nil || hungUp(e.refs[k].file) {
+			m.dropReference(e, k)
+			m.hangUp(e, k)
+		}
+		return nil, err
+	}
+	e.heldFrom, e.acquired = m.Now(), acquired
+	if err := os.WriteFile(m.notePath(e), nil, 0o600); err != nil {
+		m.logOf(e).Warn("cannot note that the home is referenced", "error", err)
+	}
+	return f, nil
+}
+
+// watchReference waits for the last holder to leave. What holders write is
+// thrown away.
+func (m *Manager) watchReference(e *entry, k home.RefKind) {
+	r := e.refs[k]
+	if r == nil {
+		return
+	}
+	go func() {
+		_, err := io.Copy(io.Discard, r.file)
+		if errors.Is(err, os.ErrClosed) {
+			return
+		}
+		m.post(func() { m.checkReference(e, k, r) })
+	}()
+}
+
+func (m *Manager) checkReference(e *entry, k home.RefKind, r *reference) {
+	if e.gone || e.refs[k] != r {
+		return
+	}
+	if !hungUp(r.file) {
+		// Someone came in between.
+		m.watchReference(e, k)
+		return
+	}
+	m.dropReference(e, k)
+	m.hangUp(e, k)
+}
+
+// checkReferences notices at once who left: who closes a reference and then
+// calls must find it ended.
+func (m *Manager) checkReferences(e *entry) {
+	for k, r := range e.refs {
+		if r != nil && hungUp(r.file) {
+			m.dropReference(e, home.RefKind(k))
+			m.hangUp(e, home.RefKind(k))
+		}
+	}
+}
+
+func (m *Manager) dropReference(e *entry, k home.RefKind) {
+	if e.refs[k] != nil {
+		_ = e.refs[k].file.Close()
+		e.refs[k] = nil
+	}
+}
+
+// hangUp tells the state machine, and when nobody refers to the home any more
+// has it end. The end of a short reference from a login waits a little: the
+// process that authenticates may be followed by the one that holds the session.
+func (m *Manager) hangUp(e *entry, k home.RefKind) {
+	m.step(e, home.HangUp{Kind: k})
+	if e.gone || e.home.Referenced() {
+		return
+	}
+	if e.acquired && m.Now().Sub(e.heldFrom) < shortRef {
+		var t *time.Timer
+		t = time.AfterFunc(m.Grace, func() {
+			m.post(func() {
+				if e.ending == t {
+					e.ending = nil
+					m.endReferences(e)
+				}
+			})
+		})
+		e.ending = t
+		return
+	}
+	m.endReferences(e)
+}
+
+func (m *Manager) endReferences(e *entry) {
+	if e.gone || e.home.Referenced() {
+		return
+	}
+	_ = os.Remove(m.notePath(e))
+	m.step(e, home.ReferenceEnded{})
+}
+
+// hungUp reports whether a read end has no writers left.
+func hungUp(f *os.File) bool {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return true
+	}
+	hup := false
+	_ = rc.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		for {
+			_, err := unix.Poll(p, 0)
+			if !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
+		hup = p[0].Revents&unix.POLLHUP != 0
+	})
+	return hup
+}
+
+// recoverReferences finds out, after a restart, who still refers to a mounted
+// home: old write ends and a new read end meet in the same FIFO.
+func (m *Manager) recoverReferences(e *entry) {
+	for k := range fifoSuffix {
+		kind := home.RefKind(k)
+		if _, err := os.Lstat(m.fifoPath(e, kind)); err != nil {
+			continue
+		}
+		f, err := m.openFIFO(e, kind, unix.O_RDONLY)
+		if err != nil {
+			m.logOf(e).Warn("cannot look for references", "error", err)
+			continue
+		}
+		if !hasWriters(f) {
+			_ = f.Close()
+			continue
+		}
+		e.refs[kind] = &reference{f}
+		e.home.Refs[kind] = true
+		m.watchReference(e, kind)
+	}
+	if e.home.Referenced() {
+		return
+	}
+	if _, err := os.Lstat(m.notePath(e)); err == nil {
+		m.logOf(e).Info("nobody refers to the home any more, deactivating it")
+		m.endReferences(e)
+	}
+}
+
+// hasWriters reads: a FIFO that was just opened says "again" while writers
+// hold it, and that it ended while none do.
+func hasWriters(f *os.File) bool {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	writers := false
+	_ = rc.Control(func(fd uintptr) {
+		var b [1]byte
+		n, err := unix.Read(int(fd), b[:])
+		writers = n > 0 || errors.Is(err, unix.EAGAIN)
+	})
+	return writers
+}

@@ -1,0 +1,155 @@
+package manager
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/homed/home"
+	"hearth/records"
+)
+
+const recordSuffix = ".identity"
+
+func (m *Manager) recordPath(name string) string {
+	return filepath.Join(m.Layout.RecordDir, name+recordSuffix)
+}
+
+// loadRecords reads the host's records. One that is not in order is left where
+// it is, with a warning; its home may then be found by its image.
+func (m *Manager) loadRecords() error {
+	list, err := os.ReadDir(m.Layout.RecordDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("load records: %w", err)
+	}
+	for _, d := range list {
+		name, ok := strings.CutSuffix(d.Name(), recordSuffix)
+		if !ok || !d.Type().IsRegular() || !records.ValidName(name) {
+			continue
+		}
+		if err := m.loadRecord(name); err != nil {
+			m.log.Warn("ignoring the record", "HOME_USER", name, "file", m.recordPath(name), "error", err)
+		}
+	}
+	return nil
+}
+
+func (m *Manager) loadRecord(name string) error {
+	path := m.recordPath(name)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if t := bytes.Join(bytes.Fields(text), nil); len(t) == 0 || string(t) == "{}" {
+		m.log.Info("deleting an empty record", "file", path)
+		return os.Remove(path)
+	}
+	r, err := records.Parse(text, records.HostFile)
+	if err != nil {
+		return err
+	}
+	if r.UserName() != name {
+		return fmt.Errorf("it is that of %q", r.UserName())
+	}
+	verdict, err := m.keys.Verify(r)
+	if err != nil {
+		return err
+	}
+	if verdict == records.Unsigned || verdict == records.Foreign {
+		return fmt.Errorf("it is %s", verdict)
+	}
+	if err := r.Suitable(m.Machine); err != nil {
+		return err
+	}
+	if o := m.find(Key{UID: r.View(m.Machine).UID, ByUID: true}); o != nil {
+		return fmt.Errorf("its UID is that of %s", o.name)
+	}
+	e := m.add(r, ours(verdict), "")
+	e.saved = true
+	m.logOf(e).Info("record is "+verdict.String()+", accepting it", "HOME_STATE", string(e.home.State(m.look(e))))
+	if m.look(e) == home.SeenMounted {
+		m.settle(e)
+		m.recoverReferences(e)
+	}
+	return nil
+}
+
+func ours(v records.Verdict) *bool {
+	b := v == records.SignedByUs
+	return &b
+}
+
+// save writes a home's record to disk. A home without accepted record has
+// none there.
+func (m *Manager) save(e *entry) error {
+	if e.home.Stored == home.Unfixated {
+		return nil
+	}
+	if err := os.MkdirAll(m.Layout.RecordDir, 0o700); err != nil {
+		return fmt.Errorf("save record: %w", err)
+	}
+	if err := replaceFile(m.recordPath(e.name), e.record.Pretty(), 0o600); err != nil {
+		return fmt.Errorf("save record: %w", err)
+	}
+	e.saved = true
+	return nil
+}
+
+// replaceFile puts a file in place as a whole: after a crash there is the old
+// content or the new one.
+func replaceFile(path string, content []byte, mode os.FileMode) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".#"+filepath.Base(path)+"*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+			_ = os.Remove(f.Name())
+		}
+	}()
+	if err = f.Chmod(mode); err != nil {
+		return err
+	}
+	if _, err = f.Write(content); err != nil {
+		return err
+	}
+	if err = f.Sync(); err != nil {
+		return err
+	}
+	if err = f.Close(); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = d.Close() }()
+	return d.Sync()
+}
+
+func majorMinor(dev uint64) string {
+	return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev))
+}
+
+func decimal(s string) (uint64, bool) {
+	n, err := strconv.ParseUint(s, 10, 64)
+	return n, err == nil
+}
