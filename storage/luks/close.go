@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -13,8 +14,12 @@ import (
 	"hearth/storage"
 	"hearth/storage/dm"
 	"hearth/storage/keyring"
+	"hearth/storage/loop"
 	"hearth/storage/mounts"
 )
+
+// detachWait bounds how long others may have the loop device open.
+const detachWait = 5 * time.Second
 
 // Deactivate implements storage.Backend: removes the mapped device, with which
 // the loop device goes, and marks the image clean.
@@ -38,7 +43,36 @@ func (Backend) Deactivate(ctx context.Context, a storage.Area) error {
 	if err := keyring.Drop(keyName(a)); err != nil {
 		a.Log.Warn("cannot forget the volume key", "error", err)
 	}
+	awaitDetached(ctx, a)
 	return settle(a)
+}
+
+// awaitDetached waits until no loop device holds the image: the kernel lets go
+// of it a moment after the mapped device is gone, and who is told that the home
+// is closed may unmount or move what the image is on.
+func awaitDetached(ctx context.Context, a storage.Area) {
+	path, err := filepath.EvalSymlinks(a.ImagePath)
+	if err != nil {
+		return
+	}
+	deadline := time.Now().Add(detachWait)
+	for wait := time.Millisecond; ; wait = min(wait*2, 50*time.Millisecond) {
+		held, err := loop.Attachments(path)
+		if err != nil || len(held) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			a.Log.Warn("a loop device still holds the image", "device", held[0].Number)
+			return
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
+	}
 }
 
 // settle puts a closed image in order by its path. Whoever took it away

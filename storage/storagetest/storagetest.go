@@ -610,7 +610,16 @@ func (w *World) small(t *testing.T, mib int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(w.Root, 0); err != nil {
+		// The kernel drops a loop device's file some time after it has
+		// said that the device is free.
+		var err error
+		for range 100 {
+			if err = unix.Unmount(w.Root, 0); !errors.Is(err, unix.EBUSY) {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		if err != nil {
 			t.Errorf("unmount small file system: %v", err)
 		}
 	})
