@@ -29,6 +29,7 @@ func areaSize(n int) int64 { return (int64(n)*afStripes + 4095) / 4096 * 4096 }
 type diffuser struct {
 	h   hash.Hash
 	sum []byte
+	n   [4]byte // the number of a piece; a local one would be allocated each time
 }
 
 func newDiffuser(name string) (*diffuser, error) {
@@ -37,17 +38,16 @@ func newDiffuser(name string) (*diffuser, error) {
 		return nil, err
 	}
 	h := f()
-	return &diffuser{h, make([]byte, 0, h.Size())}, nil
+	return &diffuser{h: h, sum: make([]byte, 0, h.Size())}, nil
 }
 
 func (d *diffuser) diffuse(b []byte) {
-	var n [4]byte
 	for i := uint32(0); len(b) > 0; i++ {
 		piece := b[:min(len(b), d.h.Size())]
 		b = b[len(piece):]
-		binary.BigEndian.PutUint32(n[:], i)
+		binary.BigEndian.PutUint32(d.n[:], i)
 		d.h.Reset()
-		d.h.Write(n[:])
+		d.h.Write(d.n[:])
 		d.h.Write(piece)
 		copy(piece, d.h.Sum(d.sum))
 	}
