@@ -78,6 +78,7 @@ func (l Layout) WithEnvironment(getenv func(string) string, log *slog.Logger) La
 	path("SYSTEMD_HOME_RECORD_DIR", &l.RecordDir)
 	path("SYSTEMD_HOME_SYSTEM_BLOB_DIR", &l.BlobDir)
 	path("SYSTEMD_HOMEWORK_PATH", &l.Worker)
+	l.SystemBus = getenv("DBUS_SYSTEM_BUS_ADDRESS")
 	if s := getenv("SYSTEMD_HOME_DEBUG_SUFFIX"); s != "" {
 		l.BusName += "." + s
 		l.UserDBSocket += "." + s
