@@ -7,8 +7,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
+
+// BusUsers are uids that the bus of Bus knows beside those of the host, if the
+// test runs as root: dbus-daemon turns away a uid that has no account.
+var BusUsers = []uint32{1500, 60456}
 
 // Bus starts a message bus of the test's own, open to every user, and returns
 // its D-Bus address. It ends with the test. What the daemon prints goes to the
@@ -43,7 +48,24 @@ func Bus(t testing.TB) string {
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("dbus-daemon", "--config-file="+conf, "--nofork", "--nopidfile", "--print-address")
+	args := []string{"dbus-daemon", "--config-file=" + conf, "--nofork", "--nopidfile", "--print-address"}
+	cmd := exec.Command(args[0], args[1:]...)
+	if root() == nil {
+		accounts, err := os.ReadFile("/etc/passwd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, uid := range BusUsers {
+			accounts = fmt.Appendf(accounts, "test%d:x:%d:%d::/:/bin/sh\n", uid, uid, uid)
+		}
+		passwd := filepath.Join(dir, "passwd")
+		if err := os.WriteFile(passwd, accounts, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		// In a mount namespace of its own; the runtime makes it private.
+		cmd = exec.Command("sh", append([]string{"-c", `mount --bind "$0" /etc/passwd; exec "$@"`, passwd}, args...)...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	}
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
