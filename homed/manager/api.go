@@ -83,6 +83,9 @@ type Operation struct {
 	Secrets, OldSecrets *secret.Bytes
 	PleaseSuspend       bool
 	Size, Flags         uint64
+	// Posted, if set, is called once the operation has its place in the order
+	// of events, while Do goes on to wait for its end.
+	Posted func()
 }
 
 // Result is what came of an Operation.

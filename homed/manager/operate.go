@@ -103,6 +103,9 @@ func stopping() error {
 }
 
 func (m *Manager) await(ctx context.Context, c *call) (Result, error) {
+	if c.op.Posted != nil {
+		c.op.Posted()
+	}
 	select {
 	case a := <-c.reply:
 		return a.result, a.err
