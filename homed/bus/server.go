@@ -1,0 +1,362 @@
+// Package bus is the daemon's front end on D-Bus: it decodes calls, tells
+// callers apart, asks polkit, posts operations to the manager and encodes what
+// comes of them. It owns its connection, since godbus's cannot carry a server
+// that any local user may send descriptors and passwords to; godbus is its
+// encoder, and asks its questions. What may happen to a home, it leaves to the
+// manager; what can be called and by whom stands in homed/home1.
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+
+	"hearth/homed/home1"
+	"hearth/homed/manager"
+	"hearth/internal/fault"
+	"hearth/records"
+)
+
+// Manager is what the front end needs of *manager.Manager.
+type Manager interface {
+	Ready() <-chan struct{}
+	Lookup(context.Context, manager.Key) (manager.Info, error)
+	List(context.Context) ([]manager.Info, error)
+	Do(context.Context, manager.Operation) (manager.Result, error)
+	Subscribe(func(manager.Change))
+	SigningKeys(context.Context) ([]manager.SigningKey, error)
+}
+
+var _ Manager = (*manager.Manager)(nil)
+
+// Options say what to serve, and where.
+type Options struct {
+	Manager Manager
+	// Address is the bus's D-Bus address, "" for the system bus.
+	Address string
+	// Name is the well-known name to take, "" for home1.Name.
+	Name string
+	// Machine decides which parts of a record count.
+	Machine records.Machine
+	Log     *slog.Logger
+	// Level is what LogControl1 reads and sets; nil is a fixed level info.
+	Level *slog.LevelVar
+	// Acquired is called once the name is ours and calls are answered.
+	Acquired func()
+}
+
+const systemBus = "unix:path=/run/dbus/system_bus_socket;unix:path=/var/run/dbus/system_bus_socket"
+
+// ErrLost says that the bus or the name on it is gone.
+var ErrLost = errors.New("the bus or our name on it is gone")
+
+type server struct {
+	o      Options
+	conn   *conn
+	access *access
+}
+
+// Serve waits until the manager is ready, takes the name and answers calls
+// until ctx ends, which is no error, or until the bus or the name is lost.
+// Operations that run then go on; nobody gets their answer.
+func Serve(ctx context.Context, o Options) error {
+	if o.Address == "" {
+		o.Address = systemBus
+	}
+	if o.Name == "" {
+		o.Name = home1.Name
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Level == nil {
+		o.Level = new(slog.LevelVar)
+	}
+	select {
+	case <-o.Manager.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	s := &server{o: o}
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	defer cancel()
+	var err error
+	if s.conn, err = connect(o.Address); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.Close() })
+	defer stop()
+	defer s.conn.Close()
+	if s.access, err = newAccess(ctx, o.Address); err != nil {
+		return err
+	}
+	defer s.access.Close()
+	if err := s.announce(ctx, &calls); err != nil {
+		return err
+	}
+	err = s.read(ctx, &calls)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// read takes the name and then every message in turn.
+func (s *server) read(ctx context.Context, calls *sync.WaitGroup) error {
+	hello, err := s.conn.callDriver("Hello")
+	if err != nil {
+		return err
+	}
+	request := uint32(0)
+	turns := &turns{last: map[string]chan struct{}{}}
+	for {
+		m, err := s.conn.read()
+		if errors.Is(err, errMalformed) && m != nil {
+			s.o.Log.Warn("the bus delivered a message that cannot be read", "error", err)
+			m.close()
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrLost, err)
+		}
+		switch {
+		case m.typ == typeCall:
+			mine, next := turns.take(m.sender)
+			calls.Go(func() { s.serve(ctx, m, mine, next) })
+			continue // the call closes its message
+		case m.sender == driverName && m.typ == typeSignal && m.iface == driverIface && m.member == "NameLost":
+			if a, err := m.arguments(); err == nil && len(a) == 1 && m.sig == "s" && string(a[0].([]byte)) == s.o.Name {
+				m.close()
+				return ErrLost
+			}
+		case m.sender == driverName && m.typ == typeError:
+			if m.replySerial == hello || m.replySerial == request {
+				err := fmt.Errorf("ask the bus for a name: %s", m.errName)
+				m.close()
+				return err
+			}
+		case m.sender == driverName && m.typ == typeReply && m.replySerial == hello:
+			// 4: do not queue for a name that someone else has.
+			if request, err = s.conn.callDriver("RequestName", s.o.Name, uint32(4)); err != nil {
+				m.close()
+				return err
+			}
+		case m.sender == driverName && m.typ == typeReply && m.replySerial == request:
+			a, err := m.arguments()
+			if err != nil || len(a) != 1 || m.sig != "u" || a[0] != uint32(1) {
+				m.close()
+				return fmt.Errorf("another service owns %s", s.o.Name)
+			}
+			s.o.Log.Info("serving on the bus", "name", s.o.Name)
+			if s.o.Acquired != nil {
+				s.o.Acquired()
+			}
+		}
+		m.close()
+	}
+}
+
+// turns keep the calls of one sender in the order of arrival: each posts to
+// the manager before the next may. A client that sends Ref and Release without
+// waiting in between means them in that order. Senders do not wait for each
+// other.
+type turns struct {
+	mu   sync.Mutex
+	last map[string]chan struct{} // closed when the sender's latest call has posted
+}
+
+// take returns what the next call of the sender waits for, nil for nothing,
+// and what to call once it has posted, any number of times.
+func (t *turns) take(sender string) (mine <-chan struct{}, next func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	before, done := t.last[sender], make(chan struct{})
+	t.last[sender] = done
+	return before, sync.OnceFunc(func() {
+		close(done)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.last[sender] == done {
+			delete(t.last, sender)
+		}
+	})
+}
+
+// call is one method call on its way through the gates.
+type call struct {
+	msg    *message
+	method *home1.Method
+	args   []any
+	uid    uint32
+	// posted lets the next call have its turn.
+	posted func()
+	// files to close once the reply is written.
+	files []*os.File
+	// user is the home concerned, for texts.
+	user string
+}
+
+// serve answers one call and closes its message.
+func (s *server) serve(ctx context.Context, m *message, turn <-chan struct{}, next func()) {
+	c := &call{msg: m, posted: next}
+	defer m.close()
+	defer next()
+	body, err := s.answer(ctx, c, turn)
+	defer func() {
+		for _, f := range c.files {
+			_ = f.Close()
+		}
+	}()
+	if ctx.Err() != nil {
+		return
+	}
+	if m.flags&flagNoReply != 0 {
+		return
+	}
+	if err == nil {
+		if err = s.conn.reply(m, body); err == nil {
+			return
+		}
+		s.o.Log.Warn("a reply could not be sent", "member", m.member, "error", err)
+	}
+	err = fault.For(c.user, err)
+	if err := s.conn.refuse(m, fault.KindOf(err).BusName(), fault.Public(err)); err != nil {
+		s.o.Log.Warn("a reply could not be sent", "member", m.member, "error", err)
+	}
+}
+
+func (s *server) answer(ctx context.Context, c *call, turn <-chan struct{}) ([]any, error) {
+	m := c.msg
+	uid, err := s.access.caller(ctx, m.sender)
+	if err != nil {
+		return nil, err
+	}
+	c.uid = uid
+	if turn != nil {
+		select {
+		case <-turn:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	n, err := s.resolve(ctx, m.path)
+	if err != nil {
+		return nil, err
+	}
+	iface, method := n.find(m.iface, m.member)
+	if method == nil {
+		return nil, fault.Newf(fault.UnknownMethod, "find method", "Unknown method %s or interface %s.", m.member, m.iface)
+	}
+	c.method = method
+	if n.home != nil {
+		c.user = n.home.Name
+	}
+	if err := privileged(c, iface); err != nil {
+		return nil, err
+	}
+	if m.sig != method.InSignature() {
+		return nil, fault.Newf(fault.InvalidArgs, "check signature", "Invalid arguments '%s' to call %s.%s(), expecting '%s'.",
+			m.sig, iface.Name, method.Name, method.InSignature())
+	}
+	if c.args, err = m.arguments(); err != nil {
+		return nil, fault.New(fault.InvalidArgs, "decode arguments", err)
+	}
+	switch iface.Name {
+	case home1.PeerInterface:
+		if method.Name == "GetMachineId" {
+			return []any{s.o.Machine.ID}, nil
+		}
+		return nil, nil
+	case home1.IntrospectableInterface:
+		children, err := n.children(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return []any{home1.Introspect(n.own, children)}, nil
+	case home1.PropertiesInterface:
+		return s.property(ctx, c, n)
+	case home1.ObjectManagerInterface:
+		return s.managedObjects(ctx, c)
+	case home1.ManagerInterface:
+		if answer := lookups[method.Name]; answer != nil {
+			return answer(s, ctx, c)
+		}
+	}
+	return s.operate(ctx, c, n)
+}
+
+// node is one object: its own interfaces, and the home it stands for, if any.
+type node struct {
+	own      []*home1.Interface
+	home     *manager.Info
+	children func(context.Context) ([]string, error)
+}
+
+func fixed(names ...string) func(context.Context) ([]string, error) {
+	return func(context.Context) ([]string, error) { return names, nil }
+}
+
+// resolve finds the object of a path. Fault: UnknownObject.
+func (s *server) resolve(ctx context.Context, path string) (*node, error) {
+	switch path {
+	case "/":
+		return &node{children: fixed("org")}, nil
+	case "/org":
+		return &node{children: fixed("freedesktop")}, nil
+	case "/org/freedesktop":
+		return &node{children: fixed("LogControl1", "home1")}, nil
+	case home1.LogControlPath:
+		return &node{own: []*home1.Interface{home1.LogControl}, children: fixed()}, nil
+	case home1.ManagerPath:
+		return &node{own: []*home1.Interface{home1.Manager}, children: fixed("home")}, nil
+	case home1.HomesPath:
+		return &node{own: []*home1.Interface{home1.ObjectManager}, children: s.labels}, nil
+	}
+	unknown := fault.Newf(fault.UnknownObject, "find object", "Unknown object '%s'.", path)
+	label, ok := strings.CutPrefix(path, home1.HomesPath+"/")
+	if !ok || strings.Contains(label, "/") {
+		return nil, unknown
+	}
+	info, err := s.o.Manager.Lookup(ctx, keyOfLabel(label))
+	if fault.Is(err, fault.NoSuchHome) {
+		return nil, unknown
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &node{own: []*home1.Interface{home1.Home}, home: &info, children: fixed()}, nil
+}
+
+// find returns the table row of a member; an empty interface name means any.
+func (n *node) find(iface, member string) (*home1.Interface, *home1.Method) {
+	for _, list := range [][]*home1.Interface{home1.Standard, n.own} {
+		for _, i := range list {
+			if iface != "" && iface != i.Name {
+				continue
+			}
+			if m := i.Method(member); m != nil {
+				return i, m
+			}
+		}
+	}
+	return nil, nil
+}
+
+// labels lists the homes below the object manager, by name alone.
+func (s *server) labels(ctx context.Context) ([]string, error) {
+	list, err := s.o.Manager.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]string, 0, len(list))
+	for i := range list {
+		out = append(out, home1.EscapeLabel(list[i].Name))
+	}
+	return out, nil
+}
