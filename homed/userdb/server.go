@@ -1,0 +1,369 @@
+// Package userdb is the daemon's front end for the system's user database: a
+// varlink server through which the name service learns of users and groups. It
+// knows the wire and the interfaces; which homes there are it asks of the
+// manager, and what of a record an audience may see of records.Mask.
+package userdb
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/homed/manager"
+	"hearth/records"
+)
+
+// Manager is what the front end needs of *manager.Manager.
+type Manager interface {
+	Ready() <-chan struct{}
+	Lookup(context.Context, manager.Key) (manager.Info, error)
+	List(context.Context) ([]manager.Info, error)
+}
+
+// Options say what to serve, and where.
+type Options struct {
+	Manager Manager
+	// Socket is where to listen. Its base name is the name of the service
+	// that clients must ask for.
+	Socket string
+	// Machine decides which parts of a record count.
+	Machine records.Machine
+	Version string
+	Log     *slog.Logger
+	// Level is what io.systemd.service reads and sets; nil is a fixed info.
+	Level *slog.LevelVar
+	// Environment is what GetEnvironment shows to root.
+	Environment []string
+}
+
+const (
+	// maxRequest bounds one request. The longest of ours holds two names.
+	maxRequest = 64 << 10
+	// maxConns and maxConnsPerUID bound the clients, as in the original.
+	maxConns       = 4096
+	maxConnsPerUID = 128
+	// writeTimeout ends a connection whose client stopped reading.
+	writeTimeout = 30 * time.Second
+)
+
+type server struct {
+	o       Options
+	service string
+
+	mu     sync.Mutex
+	conns  map[*net.UnixConn]bool
+	perUID map[uint32]int
+}
+
+// Serve waits until the manager is ready, listens and answers until ctx ends,
+// which is no error. A socket that is in the way is replaced at once, without
+// a moment in which there is none.
+func Serve(ctx context.Context, o Options) error {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Level == nil {
+		o.Level = new(slog.LevelVar)
+	}
+	s := &server{o: o, service: filepath.Base(o.Socket), conns: map[*net.UnixConn]bool{}, perUID: map[uint32]int{}}
+	select {
+	case <-o.Manager.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	l, remove, err := listen(o.Socket)
+	if err != nil {
+		return fmt.Errorf("listen for user look-ups: %w", err)
+	}
+	defer remove()
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	stop := context.AfterFunc(ctx, func() {
+		_ = l.Close()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for c := range s.conns {
+			_ = c.Close()
+		}
+	})
+	defer stop()
+	defer l.Close()
+	for {
+		c, err := l.AcceptUnix()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				_ = c.Close()
+			}
+			return nil
+		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ECONNABORTED):
+			s.o.Log.Warn("a user look-up could not be accepted", "error", err)
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			continue
+		case err != nil:
+			return fmt.Errorf("accept user look-up: %w", err)
+		}
+		clients.Go(func() { s.client(ctx, c) })
+	}
+}
+
+// listen binds beside the path and moves the socket over it. remove takes it
+// away again, unless another server has put its own there meanwhile.
+func listen(path string) (l *net.UnixListener, remove func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, nil, err
+	}
+	fresh := fmt.Sprintf("%s.%d~", path, os.Getpid())
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, nil, err
+	}
+	l, err = net.ListenUnix("unix", &net.UnixAddr{Name: fresh, Net: "unix"})
+	if err != nil {
+		return nil, nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	fail := func(err error) (*net.UnixListener, func(), error) {
+		_ = l.Close()
+		_ = os.Remove(fresh)
+		return nil, nil, err
+	}
+	// Any user may look up any user.
+	if err := os.Chmod(fresh, 0o666); err != nil {
+		return fail(err)
+	}
+	// Readers of the database skip a service whose range cannot hold what they
+	// look for. Kernels that refuse attributes on sockets only lose that.
+	for name, value := range map[string]string{"user.userdb.uid": "1000-65533", "user.userdb.gid": "1000-65533", "user.varlink": "entrypoint"} {
+		_ = unix.Setxattr(fresh, name, []byte(value), 0)
+	}
+	ours, err := os.Lstat(fresh)
+	if err != nil {
+		return fail(err)
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return fail(err)
+	}
+	return l, func() {
+		if now, err := os.Lstat(path); err == nil && os.SameFile(ours, now) {
+			_ = os.Remove(path)
+		}
+	}, nil
+}
+
+func peerUID(c *net.UnixConn) (uint32, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(cerr, err); err != nil {
+		return 0, err
+	}
+	return cred.Uid, nil
+}
+
+// client answers one connection until it ends.
+func (s *server) client(ctx context.Context, c *net.UnixConn) {
+	defer c.Close()
+	uid, err := peerUID(c)
+	if err != nil {
+		s.o.Log.Warn("the peer of a user look-up is unknown", "error", err)
+		return
+	}
+	s.mu.Lock()
+	refused := ctx.Err() != nil || len(s.conns) >= maxConns || s.perUID[uid] >= maxConnsPerUID
+	if !refused {
+		s.conns[c] = true
+		s.perUID[uid]++
+	}
+	s.mu.Unlock()
+	if refused {
+		return
+	}
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.conns, c)
+		if s.perUID[uid]--; s.perUID[uid] == 0 {
+			delete(s.perUID, uid)
+		}
+	}()
+	in := bufio.NewReaderSize(c, 4096)
+	for {
+		text, err := readFrame(in)
+		if err != nil {
+			return
+		}
+		req, err := parseRequest(text)
+		if err != nil {
+			return // the protocol knows no answer to what is no request
+		}
+		out := s.answer(ctx, uid, req)
+		if ctx.Err() != nil || req.oneway {
+			continue
+		}
+		_ = c.SetWriteDeadline(time.Now().Add(writeTimeout))
+		if err := writeReplies(c, out); err != nil {
+			return
+		}
+	}
+}
+
+var errTooLong = errors.New("request is too long")
+
+// readFrame returns one message without the NUL that ends it.
+func readFrame(in *bufio.Reader) ([]byte, error) {
+	var text []byte
+	for {
+		part, err := in.ReadSlice(0)
+		text = append(text, part...)
+		if len(text) > maxRequest {
+			return nil, errTooLong
+		}
+		if err == nil {
+			return text[:len(text)-1], nil
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return nil, err
+		}
+	}
+}
+
+// request is one varlink call.
+type request struct {
+	method       string
+	params       []param // in the order given
+	more, oneway bool
+}
+
+type param struct {
+	name  string
+	value any // string, json.Number, bool, nil, []any, map[string]any
+}
+
+var errNoRequest = errors.New("not a varlink request")
+
+// parseRequest reads what the varlink protocol calls a method call. Anything
+// that is none ends the connection.
+func parseRequest(text []byte) (*request, error) {
+	r := &request{}
+	var method, upgrade bool
+	err := object(text, func(key string, d *json.Decoder) error {
+		var raw any
+		switch key {
+		case "parameters":
+			var params json.RawMessage
+			if err := d.Decode(&params); err != nil {
+				return err
+			}
+			return object(params, func(name string, d *json.Decoder) error {
+				p := param{name: name}
+				if err := d.Decode(&p.value); err != nil {
+					return err
+				}
+				r.params = append(r.params, p)
+				return nil
+			})
+		case "method", "more", "oneway", "upgrade":
+			if err := d.Decode(&raw); err != nil {
+				return err
+			}
+		default:
+			return errNoRequest
+		}
+		var ok bool
+		switch key {
+		case "method":
+			r.method, ok = raw.(string)
+			method = true
+		case "more":
+			r.more, ok = raw.(bool)
+		case "oneway":
+			r.oneway, ok = raw.(bool)
+		case "upgrade":
+			upgrade, ok = raw.(bool)
+		}
+		if !ok {
+			return errNoRequest
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !method || r.more && r.oneway || upgrade && (r.more || r.oneway) {
+		return nil, errNoRequest
+	}
+	return r, nil
+}
+
+// object calls member for each member of a JSON object, in order, to decode
+// its value.
+func object(text []byte, member func(key string, d *json.Decoder) error) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return errNoRequest
+	}
+	seen := map[string]bool{}
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return err
+		}
+		key, ok := t.(string)
+		if !ok || seen[key] {
+			return errNoRequest
+		}
+		seen[key] = true
+		if err := member(key, d); err != nil {
+			return err
+		}
+	}
+	if _, err := d.Token(); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errNoRequest
+	}
+	return nil
+}
+
+// reply is one answer: parameters, or an error and perhaps its parameters.
+type reply struct {
+	Error      string `json:"error,omitempty"`
+	Parameters any    `json:"parameters,omitempty"`
+	Continues  bool   `json:"continues,omitempty"`
+}
+
+func writeReplies(w io.Writer, out []reply) error {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	for i := range out {
+		out[i].Continues = i < len(out)-1
+		if err := e.Encode(&out[i]); err != nil {
+			return fmt.Errorf("encode reply: %w", err)
+		}
+		b.Truncate(b.Len() - 1) // the line feed
+		b.WriteByte(0)
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
