@@ -250,9 +250,12 @@ func (c *conn) reply(m *message, body []any) error {
 	return err
 }
 
+// maxText bounds the text of an error, which may quote the caller.
+const maxText = 1024
+
 // refuse answers m with an error.
 func (c *conn) refuse(m *message, name, text string) error {
-	body := []any{strings.ToValidUTF8(text, "?")}
+	body := []any{strings.ToValidUTF8(text[:min(len(text), maxText)], "?")}
 	_, err := c.send(&dbus.Message{Type: dbus.TypeError, Flags: dbus.FlagNoReplyExpected, Body: body, Headers: headers(map[dbus.HeaderField]any{
 		dbus.FieldDestination: m.sender,
 		dbus.FieldErrorName:   name,

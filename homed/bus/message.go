@@ -31,10 +31,11 @@ const (
 	// it passes any of it on, and a system bus stops at 32 MiB, so the length
 	// in the prefix is no promise that we would have to distrust.
 	maxMessage = 1 << 27
-	// maxHeader bounds the header fields. Names and paths are short.
-	maxHeader = 1 << 16
-	maxArray  = 1 << 26
-	maxDepth  = 64
+	// maxArray is the protocol's limit too, and that of the header fields: an
+	// object path has no other, and whoever sends a long one must not end our
+	// connection.
+	maxArray = 1 << 26
+	maxDepth = 64
 )
 
 const (
@@ -89,7 +90,7 @@ func frame(prefix []byte) (total, body int, err error) {
 		return 0, 0, fmt.Errorf("protocol version %d: %w", prefix[3], errMalformed)
 	}
 	fields, length := order.Uint32(prefix[12:]), order.Uint32(prefix[4:])
-	if fields > maxHeader || length > maxMessage {
+	if fields > maxArray || length > maxMessage {
 		return 0, 0, fmt.Errorf("%d bytes of header, %d of body: %w", fields, length, errMalformed)
 	}
 	body = prefixLen + (int(fields)+7)&^7

@@ -136,6 +136,37 @@ func TestUnknownHeaderFieldsAreSkipped(t *testing.T) {
 	}
 }
 
+func TestTurns(t *testing.T) {
+	turns := &turns{last: map[string]chan struct{}{}}
+	waits := func(c <-chan struct{}) bool {
+		if c == nil {
+			return false
+		}
+		select {
+		case <-c:
+			return false
+		default:
+			return true
+		}
+	}
+	a1, posted1 := turns.take(":1.1")
+	a2, posted2 := turns.take(":1.1")
+	b1, postedB := turns.take(":1.2")
+	if waits(a1) || waits(b1) || !waits(a2) {
+		t.Error("a first call waits, or a second does not")
+	}
+	posted1()
+	posted1()
+	if waits(a2) {
+		t.Error("the second call waits for nobody")
+	}
+	posted2()
+	postedB()
+	if len(turns.last) != 0 {
+		t.Errorf("senders are remembered: %v", turns.last)
+	}
+}
+
 func TestBadBodies(t *testing.T) {
 	good := encode(t, binary.LittleEndian, aCall("ActivateHome", "ann", "{}"))
 	for what, change := range map[string]func([]byte) []byte{

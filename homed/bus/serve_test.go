@@ -252,6 +252,11 @@ func TestGenericFailures(t *testing.T) {
 			t.Errorf("%s: %v, %v", p, v, err)
 		}
 	}
+	// A path has no length limit, and must not cost us the connection.
+	long := dbus.ObjectPath("/" + strings.Repeat("x", 1<<20))
+	if got := errName(r.raw.Object(home1.Name, long).Call(home1.PropertiesInterface+".GetAll", 0, "").Err); got != errs+"UnknownObject" {
+		t.Errorf("a long path: %s", got)
+	}
 	// A member without interface is looked for in all of them.
 	if err := r.raw.Object(home1.Name, ann).Call("GetAll", 0, home1.HomeInterface).Err; err != nil {
 		t.Error(err)

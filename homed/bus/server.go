@@ -97,6 +97,9 @@ func Serve(ctx context.Context, o Options) error {
 		return err
 	}
 	defer s.access.Close()
+	// Without it nobody can be told from anybody.
+	lost := context.AfterFunc(s.access.conn.Context(), func() { _ = s.conn.Close() })
+	defer lost()
 	if err := s.announce(ctx, &calls); err != nil {
 		return err
 	}
@@ -119,6 +122,10 @@ func (s *server) read(ctx context.Context, calls *sync.WaitGroup) error {
 		m, err := s.conn.read()
 		if errors.Is(err, errMalformed) && m != nil {
 			s.o.Log.Warn("the bus delivered a message that cannot be read", "error", err)
+			if m.typ == typeCall && m.sender != "" && m.serial != 0 {
+				// The kernel drops descriptors when our table is full.
+				_ = s.conn.refuse(m, fault.LimitsExceeded.BusName(), fault.Public(fault.New(fault.LimitsExceeded, "read message", err)))
+			}
 			m.close()
 			continue
 		}
@@ -251,7 +258,7 @@ func (s *server) answer(ctx context.Context, c *call, turn <-chan struct{}) ([]a
 	}
 	iface, method := n.find(m.iface, m.member)
 	if method == nil {
-		return nil, fault.Newf(fault.UnknownMethod, "find method", "Unknown method %s or interface %s.", m.member, m.iface)
+		return nil, fault.Newf(fault.UnknownMethod, "find method", "There is no method %s of interface %q here.", m.member, m.iface)
 	}
 	c.method = method
 	if n.home != nil {
@@ -261,8 +268,8 @@ func (s *server) answer(ctx context.Context, c *call, turn <-chan struct{}) ([]a
 		return nil, err
 	}
 	if m.sig != method.InSignature() {
-		return nil, fault.Newf(fault.InvalidArgs, "check signature", "Invalid arguments '%s' to call %s.%s(), expecting '%s'.",
-			m.sig, iface.Name, method.Name, method.InSignature())
+		return nil, fault.Newf(fault.InvalidArgs, "check signature", "%s.%s takes arguments of type %q, not %q.",
+			iface.Name, method.Name, method.InSignature(), m.sig)
 	}
 	if c.args, err = m.arguments(); err != nil {
 		return nil, fault.New(fault.InvalidArgs, "decode arguments", err)
@@ -318,7 +325,7 @@ func (s *server) resolve(ctx context.Context, path string) (*node, error) {
 	case home1.HomesPath:
 		return &node{own: []*home1.Interface{home1.ObjectManager}, children: s.labels}, nil
 	}
-	unknown := fault.Newf(fault.UnknownObject, "find object", "Unknown object '%s'.", path)
+	unknown := fault.Newf(fault.UnknownObject, "find object", "There is no object %s.", path)
 	label, ok := strings.CutPrefix(path, home1.HomesPath+"/")
 	if !ok || strings.Contains(label, "/") {
 		return nil, unknown

@@ -319,8 +319,8 @@ func TestOnTheSocket(t *testing.T) {
 	}
 }
 
-// TestUserdbctl lets the real client read what we serve.
-func TestUserdbctl(t *testing.T) {
+// TestVarlinkctl lets the real client read what we serve.
+func TestVarlinkctl(t *testing.T) {
 	testenv.Need(t, "varlinkctl")
 	socket := start(t)
 	out := run(t, "varlinkctl", "call", "--more", socket, "io.systemd.UserDatabase.GetUserRecord", `{"service":"io.systemd.Home"}`)
