@@ -13,6 +13,9 @@ type Home struct {
 	Stored State
 	// Armed says that a deactivation will be tried again.
 	Armed bool
+	// New says that the home exists for the sake of a Create that has yet to
+	// succeed: if that fails it is forgotten.
+	New bool
 	// Refs says which kinds of reference somebody holds.
 	Refs [2]bool
 
@@ -246,7 +249,7 @@ func (s *step) decide(c Call) bool {
 	switch a {
 	case refuse:
 		s.reply(c, fault.New(cell.kind, string(v), nil))
-		if c.Verb == Create {
+		if c.Verb == Create && s.h.New && !s.h.running.active {
 			s.forget()
 		}
 	case done, drop:
@@ -376,9 +379,10 @@ func (s *step) done(d Done) {
 		}
 	case Creating:
 		s.h.Stored = ""
-		if d.Err != nil && r.call.Verb == Create {
+		if d.Err != nil && s.h.New {
 			s.forget()
 		}
+		s.h.New = false
 	default:
 		s.h.Stored = ""
 	}

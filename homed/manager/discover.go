@@ -195,7 +195,7 @@ func (m *Manager) discover(ctx context.Context, path string) {
 		if m.names[c.name] != nil || m.find(Key{UID: uid, ByUID: true}) != nil {
 			return
 		}
-		e := m.add(r, nil, home.Unfixated)
+		e := m.add(r, nil, home.Home{Stored: home.Unfixated})
 		m.logOf(e).Info("found a home without a record, it becomes usable with its first activation", "path", path, "storage", c.storage)
 		m.say(e)
 	})

@@ -68,8 +68,8 @@ func (m *Manager) storeRecord(e *entry, r *records.Record) {
 }
 
 // add takes a home into the set.
-func (m *Manager) add(r *records.Record, signed *bool, stored home.State) *entry {
-	e := &entry{name: r.UserName(), signed: signed, home: home.Home{Stored: stored}}
+func (m *Manager) add(r *records.Record, signed *bool, h home.Home) *entry {
+	e := &entry{name: r.UserName(), signed: signed, home: h}
 	m.homes[e.name] = e
 	m.setRecord(e, r)
 	// The directory is there with the home, also while nothing is in it.

@@ -425,7 +425,7 @@ func (m *Manager) introduce(ctx context.Context, op Operation) (Result, error) {
 			c.finish(answer{err: fault.For(name, err)})
 			return
 		}
-		e := m.add(r, signed, "")
+		e := m.add(r, signed, home.Home{New: op.Verb == home.Create})
 		if op.Verb == home.Create {
 			m.begin(e, c)
 			return

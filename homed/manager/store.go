@@ -74,7 +74,7 @@ func (m *Manager) loadRecord(name string) error {
 	if o := m.find(Key{UID: r.View(m.Machine).UID, ByUID: true}); o != nil {
 		return fmt.Errorf("its UID is that of %s", o.name)
 	}
-	e := m.add(r, ours(verdict), "")
+	e := m.add(r, ours(verdict), home.Home{})
 	e.saved = true
 	m.logOf(e).Info("record is "+verdict.String()+", accepting it", "HOME_STATE", string(e.home.State(m.look(e))))
 	if m.look(e) == home.SeenMounted {
