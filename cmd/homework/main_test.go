@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/homed/worker"
+	"hearth/internal/fault"
+	"hearth/internal/secret"
+	"hearth/internal/testenv"
+	"hearth/records"
+	"hearth/storage"
+	"hearth/storage/dm"
+	"hearth/storage/luks"
+	"hearth/storage/mounts"
+	"hearth/storage/storagetest"
+)
+
+const password = "correct horse"
+
+// The test program is its own worker under the worker's name.
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "homework" {
+		main()
+		return
+	}
+	testenv.Main(m)
+}
+
+// start starts a worker as the daemon does.
+func start(t *testing.T, w *storagetest.World, verb, pw string) *worker.Process {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "homework")
+	if err := os.Symlink(self, program); err != nil {
+		t.Fatal(err)
+	}
+	r := worker.Request{Verb: verb, Record: w.Record.Compact(), Params: worker.Params{
+		Machine: w.Host.Machine, HomeRoot: w.Root, HaveImageLock: w.Host.HaveImageLock,
+	}}
+	if pw != "" {
+		p, err := secret.Copy([]byte(pw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		if r.Secrets, err = records.EncodeSecrets([]*secret.Bytes{p}); err != nil {
+			t.Fatal(err)
+		}
+		defer r.Secrets.Close()
+	}
+	p, err := worker.Start(context.Background(), program, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// finish takes what a worker reports; at is called with each stage.
+func finish(t *testing.T, w *storagetest.World, p *worker.Process, at func(stage string)) error {
+	t.Helper()
+	for e := range p.Events() {
+		switch {
+		case e.Progress != nil:
+			at(e.Progress.Stage)
+		case e.ImageLock != nil:
+			if err := w.Host.ImageLock(e.ImageLock); err != nil {
+				t.Error(err)
+			}
+			_ = e.ImageLock.Close()
+		case e.Answer.Err != nil:
+			return e.Answer.Err
+		case e.Answer.Record != nil:
+			r, err := records.Parse(e.Answer.Record, records.WorkerOutput)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.Record = r
+		}
+	}
+	return nil
+}
+
+func run(t *testing.T, w *storagetest.World, verb, pw string) error {
+	t.Helper()
+	return finish(t, w, start(t, w, verb, pw), func(string) {})
+}
+
+func world(t *testing.T) *storagetest.World {
+	testenv.Need(t, "root", "loop", "dm-crypt", "ext4", "mkfs.ext4")
+	return storagetest.New(t, storagetest.Kind{
+		Storage: "luks", Backend: luks.Backend{}, Image: true,
+		Remains: func(user string) []string {
+			if dm.Exists("home-" + user) {
+				return []string{"mapped device"}
+			}
+			return nil
+		},
+		Fields: map[string]any{
+			"fileSystemType": "ext4", "diskSize": 50 << 20, "luksPbkdfType": "pbkdf2", "luksPbkdfForceIterations": 1000,
+		},
+	})
+}
+
+func TestWorker(t *testing.T) {
+	w := world(t)
+	if err := run(t, w, storage.Create, password); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		pw   string
+		slow bool
+	}{{"battery staple", true}, {"", false}} {
+		begin := time.Now()
+		err := run(t, w, storage.Activate, c.pw)
+		if !fault.Is(err, fault.BadPassword) {
+			t.Errorf("password %q: %v (%s)", c.pw, err, fault.KindOf(err))
+		}
+		if took := time.Since(begin); (took >= badPasswordPause) != c.slow {
+			t.Errorf("password %q was refused after %v", c.pw, took)
+		}
+	}
+	if err := run(t, w, storage.Activate, password); err != nil {
+		t.Fatal(err)
+	}
+	// The worker's namespace is gone with it; the home is here.
+	if mounted, err := mounts.IsMountPoint(w.Home()); err != nil || !mounted {
+		t.Errorf("home is not mounted: %v", err)
+	}
+	if err := run(t, w, storage.Inspect, password); err != nil {
+		t.Error(err)
+	}
+	if err := run(t, w, "resize", password); !fault.Is(err, fault.NotSupported) {
+		t.Errorf("a verb that is not built: %v", err)
+	}
+	if err := run(t, w, storage.Deactivate, ""); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestKilled: a worker that is killed leaves nothing that keeps the next one
+// from its work.
+func TestKilled(t *testing.T) {
+	w := world(t)
+	for _, verb := range []string{storage.Create, storage.Activate} {
+		for _, stage := range stages(t, w, verb) {
+			t.Run(verb+" "+stage, func(t *testing.T) {
+				p := start(t, w, verb, password)
+				err := finish(t, w, p, func(s string) {
+					if s == stage {
+						kill(t)
+					}
+				})
+				// It may have been faster than we.
+				if err != nil && !fault.Is(err, fault.WorkerFailed) {
+					t.Errorf("killed worker: %v", err)
+				}
+				if err == nil && verb == storage.Activate {
+					w.Must(t, storage.Deactivate, "")
+				}
+				settled(t, w)
+				if verb == storage.Create {
+					if err == nil {
+						w.Must(t, storage.Remove, "")
+					}
+					left, _ := filepath.Glob(filepath.Join(w.Root, ".#homework*"))
+					for _, f := range left {
+						if err := os.Remove(f); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+			})
+		}
+		if verb == storage.Create {
+			w.Must(t, storage.Create, password)
+		}
+	}
+	w.Must(t, storage.Activate, password)
+}
+
+// stages are those that a verb tells of.
+func stages(t *testing.T, w *storagetest.World, verb string) []string {
+	t.Helper()
+	var list []string
+	record := w.Record
+	if err := finish(t, w, start(t, w, verb, password), func(s string) { list = append(list, s) }); err != nil {
+		t.Fatal(err)
+	}
+	if verb == storage.Create {
+		w.Must(t, storage.Remove, "")
+		w.Record = record
+	} else {
+		w.Must(t, storage.Deactivate, "")
+	}
+	return list
+}
+
+// kill kills the worker, which is our only child of that name.
+func kill(t *testing.T) {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range dirs {
+		line, err := os.ReadFile(d + "/cmdline")
+		if err != nil {
+			continue
+		}
+		name, _, _ := strings.Cut(string(line), "\x00")
+		pid, _ := strconv.Atoi(filepath.Base(d))
+		if filepath.Base(name) == "homework" && parent(pid) == os.Getpid() {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+func parent(pid int) int {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	// The name in parentheses may hold anything; the rest is words.
+	_, rest, _ := strings.Cut(string(data[strings.LastIndexByte(string(data), ')')+1:]), " ")
+	f := strings.Fields(rest)
+	if len(f) < 2 {
+		return 0
+	}
+	n, _ := strconv.Atoi(f[1])
+	return n
+}
+
+// settled waits until the kernel has taken down what the dead worker held.
+func settled(t *testing.T, w *storagetest.World) {
+	t.Helper()
+	name := "home-" + w.Record.UserName()
+	for range 100 {
+		if !dm.Exists(name) && len(testenv.LoopsBelow(w.Root)) == 0 && len(testenv.MountsBelow(w.Root)) == 0 {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Errorf("left: mapped device %v, loop devices %q, mounts %q", dm.Exists(name), testenv.LoopsBelow(w.Root), testenv.MountsBelow(w.Root))
+}
