@@ -231,8 +231,12 @@ static enum why on_get_token(struct call *c, const struct frame *f)
 	before = now_ms();
 	if (item == 2)
 		rc = pam_get_authtok(c->pamh, PAM_OLDAUTHTOK, &token, prompt);
-	else if (verify)
-		rc = pam_get_authtok_verify(c->pamh, &token, prompt);
+	else if (verify) {
+		/* libpam compares with what token points to on entry. */
+		rc = pam_get_item(c->pamh, PAM_AUTHTOK, (const void **)&token);
+		if (rc == PAM_SUCCESS)
+			rc = token ? pam_get_authtok_verify(c->pamh, &token, prompt) : PAM_AUTHTOK_ERR;
+	}
 	else
 		rc = pam_get_authtok_noverify(c->pamh, &token, prompt);
 	c->ch.over_at += now_ms() - before;

@@ -68,7 +68,13 @@ static void limit(int what, rlim_t value)
 {
 	struct rlimit r = { value, value };
 
-	setrlimit(what, &r);
+	if (setrlimit(what, &r) == 0)
+		return;
+	/* Without the power to raise the hard limit, up to that. */
+	if (getrlimit(what, &r) == 0) {
+		r.rlim_cur = r.rlim_max;
+		setrlimit(what, &r);
+	}
 }
 
 static _Noreturn void become_helper(int sock)

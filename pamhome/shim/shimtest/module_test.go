@@ -1,0 +1,223 @@
+package shimtest
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/testenv"
+)
+
+// TestReference: the descriptor is the login program's, close-on-exec, and
+// goes with close_session.
+func TestReference(t *testing.T) {
+	b := scripted(t, "")
+	expect(t, b.script("ref", "svc", "ann", "auth", "fds", "close", "fds", "close"),
+		result("auth", "SUCCESS"), "fd fifo cloexec", "fds end", result("close", "SUCCESS"), "fds end", result("close", "SUCCESS"))
+	expect(t, b.script("held", "svc", "ann", "auth", "acct"),
+		result("auth", "SUCCESS"), "  conv n=1 TEXT_INFO       'held 3'", result("acct", "SUCCESS"))
+	// A forked child has its own copy, and ending there leaves the parent's.
+	expect(t, b.script("ref", "svc", "ann", "auth", "fork:close", "fds"),
+		result("auth", "SUCCESS"), result("close", "SUCCESS"), "fd fifo cloexec", "fds end")
+	// A child that closed all and reused the number keeps what it opened.
+	out := b.script("ref", "svc", "ann", "auth", "fork:end")
+	if n := strings.Count(out, "fd other"); n != 8 {
+		t.Errorf("%d of 8 foreign descriptors survive pam_end\n%s", n, out)
+	}
+}
+
+// TestInterlock: no word of the helper lets anybody in without the home.
+func TestInterlock(t *testing.T) {
+	b := scripted(t, "")
+	for _, s := range []string{"no-ref", "dropped"} {
+		expect(t, b.script(s, "svc", "ann", "auth", "acct"), result("auth", "AUTHINFO_UNAVAIL"), result("acct", "SERVICE_ERR"))
+	}
+	expect(t, b.script("no-ref-change", "svc", "ann", "acct"), result("acct", "SERVICE_ERR"))
+	for _, s := range []string{"result-1", "result-28", "result-30", "result-31", "result--1"} {
+		expect(t, b.script(s, "svc", "ann", "auth", "fds"), result("auth", "AUTHINFO_UNAVAIL"), "fds end")
+	}
+}
+
+// TestBreach: every departure from the tables ends the call as if there were
+// no helper, in each phase, and takes along what it brought.
+func TestBreach(t *testing.T) {
+	b := scripted(t, "")
+	for _, s := range []string{
+		"short", "length", "flags", "type", "missing", "twice", "half", "too-long", "huge", "nul", "style", "empty-conv",
+		"key", "key-no-name", "limit", "store-fd-key", "mark-state", "no-text", "env-name", "env-digit", "fd-conv",
+		"two-fds", "no-fd", "not-fifo", "not-memfd", "answer", "logs", "convs", "loads", "refs", "two-requests",
+	} {
+		out := b.script(s, "-a", "x", "svc", "ann", "auth", "fds")
+		if !strings.HasSuffix(out, result("auth", "AUTHINFO_UNAVAIL")+"\nfds end\n") {
+			t.Errorf("%s:\n%s", s, out)
+		}
+	}
+	for op, code := range map[string]string{"acct": "SERVICE_ERR", "open": "SUCCESS", "chau": "AUTHTOK_ERR"} {
+		expect(t, b.script("type", "svc", "ann", op), result(op, code))
+		expect(t, b.script("exit", "svc", "ann", op), result(op, code))
+	}
+	// Of ours, a session that cannot be opened must say so.
+	b.service("two", "script=ref")
+	expect(t, b.script("exit-ref", "svc", "ann", "auth", "fds"), result("auth", "AUTHINFO_UNAVAIL"), "fds end")
+	// Storing a reference is not for close, nor a token for account.
+	expect(t, b.script("token", "-a", "pw", "svc", "ann", "acct"),
+		"  conv n=1 PROMPT_ECHO_OFF 'Password: ' -> 'pw'",
+		"  conv n=1 TEXT_INFO       'answer 0104000000000000000202000000"+"7077'",
+		result("acct", "SERVICE_ERR"))
+}
+
+func TestNoHelper(t *testing.T) {
+	b := build(t, "/nowhere/pamhome", "")
+	b.service("svc", "")
+	expect(t, b.login("svc", "ann", "setcred", "auth", "acct", "open", "close", "chau"),
+		result("setcred", "SUCCESS"), result("auth", "AUTHINFO_UNAVAIL"), result("acct", "SERVICE_ERR"),
+		result("open", "SUCCESS"), result("close", "SUCCESS"), result("chau", "AUTHTOK_ERR"))
+	// Names that are nobody's home cost no process.
+	for _, user := range []string{"root", "nobody", "0day", "-x", "ä"} {
+		out := b.login("svc", user, "auth", "acct", "open", "chau")
+		if strings.Count(out, "USER_UNKNOWN") != 3 || strings.Count(out, "SUCCESS") != 1 {
+			t.Errorf("%s:\n%s", user, out)
+		}
+	}
+	b.service("long", strings.Repeat("x", 900)+" "+strings.Repeat("y ", 40))
+	expect(t, b.login("long", "ann", "auth"), result("auth", "AUTHINFO_UNAVAIL"))
+}
+
+// TestSilence: a helper that does not speak, stands still, or never ends holds
+// nobody for longer than the limits, here shortened.
+func TestSilence(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	b := scripted(t, "-DFIRST_MS=3000 -DSILENCE_MS=1500 -DCALL_MS=6000")
+	for _, s := range []string{"mute", "mute-later", "stopped", "chatter"} {
+		begin := time.Now()
+		out := b.script(s, "svc", "ann", "auth", "fds")
+		if !strings.HasSuffix(out, result("auth", "AUTHINFO_UNAVAIL")+"\nfds end\n") {
+			t.Errorf("%s:\n%s", s, out)
+		}
+		if d := time.Since(begin); d < time.Second || d > 20*time.Second {
+			t.Errorf("%s took %v", s, d)
+		}
+	}
+}
+
+// TestHost: whatever the login program does with its signals, descriptors and
+// ids, the helper starts, and it notices nothing of it.
+func TestHost(t *testing.T) {
+	b := scripted(t, "")
+	for _, how := range []string{"sigchld-handler", "sigchld-ignore", "sigchld-block"} {
+		expect(t, b.script("ref", "svc", "ann", how, "auth", "acct", "children"),
+			result("auth", "SUCCESS"), result("acct", "SUCCESS"), "children: handler 0, pending 0, left 0")
+	}
+	expect(t, b.script("ref", "svc", "ann", "close012", "auth", "fds"), result("auth", "SUCCESS"), "fd fifo cloexec", "fds end")
+	expect(t, b.script("ref", "svc", "ann", "fork:auth", "auth"), result("auth", "SUCCESS"), result("auth", "SUCCESS"))
+	expect(t, b.script("ref", "svc", "ann", "threads"), "threads end")
+	expect(t, b.script("ref", "svc", "ann", "loop=200", "fds"), "fds end")
+
+	out := b.script("identity", "-i", "tty=ssh", "svc", "ann", "auth")
+	for _, want := range []string{"cwd /, leader true, argv [", "umask 77", "'env []'"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "SECRET_OF_THE_HOST") {
+		t.Errorf("the helper sees the login program's environment:\n%s", out)
+	}
+}
+
+func TestHostAsRoot(t *testing.T) {
+	testenv.Need(t, "root")
+	b := scripted(t, "")
+	// A daemon that took the user's id for the files and kept root's beside.
+	expect(t, b.script("identity", "svc", "ann", "setuid=65534", "auth"), result("auth", "AUTHINFO_UNAVAIL"))
+	// Small limits are the login program's, not the helper's. Without the
+	// power to raise a hard limit there is no helper.
+	want := "AUTHINFO_UNAVAIL"
+	if mayRaiseLimits(t) {
+		want = "SUCCESS"
+	}
+	expect(t, b.script("ref", "svc", "ann", "small", "auth"), result("auth", want))
+	expect(t, b.script("ref", "svc", "ann", "noproc", "auth"), result("auth", "AUTHINFO_UNAVAIL"))
+}
+
+// TestStart: what the helper is told.
+func TestStart(t *testing.T) {
+	b := scripted(t, "")
+	b.service("svc", "script=start debug")
+	out := b.login("-i", "tty=ssh", "-i", "rhost=192.0.2.7", "-i", "authtok=tok", "-e", "XDG_SEAT=seat0", "-e", "FOO=1", "-e", "DISPLAY=:0", "svc", "ann", "acct")
+	var got []string
+	for line := range strings.Lines(out) {
+		if _, text, ok := strings.Cut(line, "TEXT_INFO       '"); ok {
+			got = append(got, strings.TrimSuffix(text, "'\n"))
+		}
+	}
+	want := []string{"1 0100", "2 02", "3 00000000", "4 script=start", "4 debug", "5 svc", "6 ann", "7 ssh", "9 192.0.2.7", "13 01",
+		"14 XDG_SEAT=seat0", "14 DISPLAY=:0", "15 TERM=xterm", "15 LANG=C", "22 00"}
+	have := map[string]bool{}
+	for _, l := range got {
+		have[l] = true
+	}
+	for _, w := range want {
+		if !have[w] {
+			t.Errorf("START lacks %q", w)
+		}
+	}
+	for _, l := range got {
+		if strings.HasPrefix(l, "11 ") || strings.Contains(l, "FOO") || strings.Contains(l, "SECRET") || strings.Contains(l, "PATH") {
+			t.Errorf("START has %q", l)
+		}
+	}
+	if out := b.login("-n", "svc", "ann", "acct"); out != result("acct", "SERVICE_ERR")+"\n" && out != result("acct", "AUTH_ERR")+"\n" {
+		t.Errorf("without conversation:\n%s", out)
+	}
+}
+
+// TestValues: texts, marks and big records on the handle.
+func TestValues(t *testing.T) {
+	b := scripted(t, "")
+	expect(t, b.script("big", "svc", "ann", "auth", "acct"),
+		result("auth", "SUCCESS"), "  conv n=1 TEXT_INFO       'kind 1, 700000 bytes'", result("acct", "AUTH_ERR"))
+	// After the mark the helper is not started any more.
+	expect(t, b.script("mark", "svc", "ann", "auth", "acct", "open"),
+		result("auth", "USER_UNKNOWN"), result("acct", "USER_UNKNOWN"), result("open", "SUCCESS"))
+	expect(t, b.script("env", "-e", "HOME=/old", "svc", "ann", "auth", "env"), result("auth", "AUTH_ERR"), "env HOME=/x", "env end")
+	expect(t, b.script("token", "-a", "NULL", "svc", "ann", "auth"),
+		"  conv n=1 PROMPT_ECHO_OFF 'Password: ' -> 'NULL'", "  conv n=1 TEXT_INFO       'answer 010400000000000000'",
+		"auth = PAM_AUTH_ERR PAM_USER='ann2'")
+	out := b.script("new-token", "-a", "n", "-a", "n", "svc", "ann", "chau")
+	for _, want := range []string{"'New password: ' -> 'n'", "'Retype new password: ' -> 'n'", "'token 01040000000000000002010000006e'", result("chau", "SUCCESS")} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
+
+// TestLeaks: a thousand logins leave nothing in the login program.
+func TestLeaks(t *testing.T) {
+	testenv.Need(t, "valgrind")
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	b := scripted(t, "")
+	b.service("svc", "script=ref")
+	cmd := exec.Command("valgrind", "-q", "--leak-check=full", "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite",
+		"--error-exitcode=42", "--child-silent-after-fork=yes", b.host, b.dir, "svc", "ann", "loop=1000", "auth", "close", "fds")
+	cmd.Env = []string{"PATH=/usr/bin:/bin"}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// mayRaiseLimits reports whether we have CAP_SYS_RESOURCE.
+func mayRaiseLimits(t *testing.T) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
+}
