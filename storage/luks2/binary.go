@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // The binary header, the first 4096 bytes of a copy. Integers are big endian,
@@ -147,8 +146,13 @@ func jsonText(area []byte) ([]byte, error) {
 	if end < 0 {
 		return nil, errors.New("JSON text fills its area")
 	}
-	if slices.ContainsFunc(area[end:], func(c byte) bool { return c != 0 }) {
-		return nil, errors.New("bytes after the JSON text")
+	// Mostly zeros, and megabytes of them.
+	for rest := area[end:]; len(rest) > 0; {
+		n := min(len(rest), len(zeros))
+		if !bytes.Equal(rest[:n], zeros[:n]) {
+			return nil, errors.New("bytes after the JSON text")
+		}
+		rest = rest[n:]
 	}
 	t := bytes.TrimSuffix(area[:end], []byte{'\n'})
 	if len(t) < 2 || t[0] != '{' || t[len(t)-1] != '}' {

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/sha3"
 	"crypto/sha512"
+	"crypto/subtle"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -69,11 +70,7 @@ func (t *block) double() {
 	binary.LittleEndian.PutUint64(t[:8], lo<<1^carry*0x87)
 }
 
-func (t *block) xor(b []byte) {
-	for i := range t {
-		b[i] ^= t[i]
-	}
-}
+func (t *block) xor(b []byte) { subtle.XORBytes(b, b, t[:]) }
 
 // step passes one block through f under the tweak t, in place.
 func (t *block) step(f func(dst, src []byte), b []byte) {

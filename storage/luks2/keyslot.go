@@ -1,6 +1,7 @@
 package luks2
 
 import (
+	"crypto/subtle"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -55,12 +56,6 @@ func (d *diffuser) diffuse(b []byte) {
 
 func (d *diffuser) wipe() { clear(d.sum[:cap(d.sum)]) }
 
-func xorInto(dst, src []byte) {
-	for i := range dst {
-		dst[i] ^= src[i]
-	}
-}
-
 // split spreads key over the stripes in out, which has afStripes times its
 // length and holds random bytes.
 func split(hashName string, key, out []byte) error {
@@ -73,12 +68,12 @@ func split(hashName string, key, out []byte) error {
 	acc := make([]byte, n)
 	defer clear(acc)
 	for i := range afStripes - 1 {
-		xorInto(acc, out[i*n:][:n])
+		subtle.XORBytes(acc, acc, out[i*n:][:n])
 		d.diffuse(acc)
 	}
 	last := out[(afStripes-1)*n:][:n]
 	copy(last, key)
-	xorInto(last, acc)
+	subtle.XORBytes(last, last, acc)
 	return nil
 }
 
@@ -92,10 +87,10 @@ func merge(hashName string, stripes, key []byte) error {
 	n := len(key)
 	clear(key)
 	for i := range afStripes - 1 {
-		xorInto(key, stripes[i*n:][:n])
+		subtle.XORBytes(key, key, stripes[i*n:][:n])
 		d.diffuse(key)
 	}
-	xorInto(key, stripes[(afStripes-1)*n:][:n])
+	subtle.XORBytes(key, key, stripes[(afStripes-1)*n:][:n])
 	return nil
 }
 
