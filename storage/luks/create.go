@@ -162,18 +162,20 @@ func newImage(a storage.Area, s *storage.Setup, r recipe) (image *os.File, size 
 		return nil, 0, fmt.Errorf("%s: %w", op, err)
 	}
 	temp := filepath.Join(dir, name)
+	var got int64 // how large it became
 	fd, err := unix.Open(temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, 0, spaceFault(op, err)
 	}
-	image = os.NewFile(uintptr(fd), temp)
-	s.Finally("close image", func(context.Context) error { return image.Close() })
+	// Not the named result: an early return sets that to nil.
+	file := os.NewFile(uintptr(fd), temp)
+	s.Finally("close image", func(context.Context) error { return file.Close() })
 	s.Undo("remove temporary image", func(context.Context) error { return unix.Unlink(temp) })
 	s.OnCommit(func(context.Context) error {
 		if !a.LUKS.OfflineDiscard {
-			reserve(a, image, size)
+			reserve(a, file, got)
 		}
-		if err := image.Sync(); err != nil {
+		if err := file.Sync(); err != nil {
 			return spaceFault("sync image", err)
 		}
 		if err := rename(temp, a.ImagePath); err != nil {
@@ -181,19 +183,19 @@ func newImage(a storage.Area, s *storage.Setup, r recipe) (image *os.File, size 
 		}
 		return syncDirectory(dir)
 	})
-	noCOW(image)
-	if size, err = imageSize(a, image, r); err != nil {
+	noCOW(file)
+	if size, err = imageSize(a, file, r); err != nil {
 		return nil, 0, err
 	}
 	a.Progress("allocate", 0, uint64(size))
-	got, err := allocate(image, size, a.LUKS.Discard)
+	got, err = allocate(file, size, a.LUKS.Discard)
 	if err != nil {
 		return nil, 0, spaceFault(op, err)
 	}
 	if got < r.least {
 		return nil, 0, fault.New(fault.NoDiskSpace, op, fmt.Errorf("room for %d bytes, %d are needed", got, r.least))
 	}
-	return image, got, nil
+	return file, got, nil
 }
 
 // rename puts the image in its place unless something is there by now.

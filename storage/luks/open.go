@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/bits"
 	"os"
 	"runtime"
 	"strings"
@@ -344,14 +345,28 @@ func (c *container) preallocate(a storage.Area, s *storage.Setup) error {
 	return nil
 }
 
+// spare is what reserving an image leaves free on the file system below, in
+// bytes: others need to make a directory or save a record there.
+const spare = 4 * mib
+
 // reserve allocates all blocks of an image of size bytes; that it cannot is
-// only told.
+// only told. It looks for room first: a fallocate that fails half way keeps
+// what it got, which would take the last free block from everybody.
 func reserve(a storage.Area, image *os.File, size int64) {
 	var st unix.Stat_t
-	if err := unix.Fstat(int(image.Fd()), &st); err == nil && st.Blocks >= math.MaxInt64/512 {
-		return
-	} else if err == nil && st.Blocks*512 >= size {
-		return
+	var fs unix.Statfs_t
+	if unix.Fstat(int(image.Fd()), &st) == nil {
+		held := min(uint64(max(st.Blocks, 0)), math.MaxInt64/512) * 512
+		if held >= uint64(size) {
+			return
+		}
+		if unix.Fstatfs(int(image.Fd()), &fs) == nil {
+			hi, free := bits.Mul64(uint64(fs.Frsize), fs.Bavail)
+			if hi == 0 && free < uint64(size)-held+spare {
+				a.Log.Warn("not enough disk space to reserve the whole image, it stays sparse", "HOME_USER", a.UserName, "free", free, "missing", uint64(size)-held)
+				return
+			}
+		}
 	}
 	err := fallocate(image, unix.FALLOC_FL_KEEP_SIZE, size)
 	switch {

@@ -131,10 +131,14 @@ func BindPrivate(source, target string) error {
 // It fails where target's mount is not shared: the home would be visible to
 // this process alone.
 func Publish(root *os.File, target string) error {
-	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
-		return fmt.Errorf("publish: %w", err)
+	err := os.MkdirAll(filepath.Dir(target), 0o755)
+	if err == nil {
+		err = os.Mkdir(target, 0o700)
 	}
-	if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fault.New(fault.NoDiskSpace, "publish", err)
+	case err != nil && !errors.Is(err, os.ErrExist):
 		return fmt.Errorf("publish: %w", err)
 	}
 	at, err := openPath(target)

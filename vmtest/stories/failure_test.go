@@ -56,7 +56,7 @@ func TestFailuresLeaveNothing(t *testing.T) {
 
 	t.Run("full disk", func(t *testing.T) {
 		p := &product{p.With(t), t}
-		p.MustSh(`fallocate -l $(( $(stat -f -c '%a*%S' /home) - 5*1024*1024 )) /home/filler; sync; df -k /home`)
+		p.MustSh(`fallocate -l $(( $(stat -f -c '%a*%S' /home) - 5*1024*1024 )) /home/filler; sync; df -m --output=avail /home`)
 		r := p.Sh("NEWPASSWORD='" + password + "' " + atMost + "homectl create bob --storage=luks --fs-type=ext4 --disk-size=64M " + cheap)
 		fails(t, r, "Not enough disk space for home bob")
 		p.clean("bob")

@@ -43,15 +43,21 @@ func changeOver(t *testing.T, images string, homes []home) {
 		t.Fatal(err)
 	}
 	o := vmtest.Options{Suite: vmtest.Forky, MachineID: strings.TrimSpace(string(mid))}
-	o.Payload = append(o.Payload,
-		vmtest.Item{Host: filepath.Join(images, "local.private"), Guest: "/var/lib/systemd/home/local.private"},
-		vmtest.Item{Host: filepath.Join(images, "local.public"), Guest: "/var/lib/systemd/home/local.public"})
+	// Git keeps no modes; the daemon insists on them.
+	keep := func(from, name string, mode os.FileMode) {
+		data, err := os.ReadFile(filepath.Join(images, from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Payload = append(o.Payload, vmtest.Item{Data: data, Guest: "/var/lib/systemd/home/" + name, Mode: mode})
+	}
+	keep("local.private", "local.private", 0o400)
+	keep("local.public", "local.public", 0o444)
 	for i := range homes {
 		h := &homes[i]
 		h.unpack(t, images)
-		o.Payload = append(o.Payload,
-			vmtest.Item{Host: h.image, Guest: "/home/" + h.file},
-			vmtest.Item{Host: filepath.Join(images, h.set, "host.identity"), Guest: "/var/lib/systemd/home/" + h.user + ".identity"})
+		o.Payload = append(o.Payload, vmtest.Item{Host: h.image, Guest: "/home/" + h.file})
+		keep(filepath.Join(h.set, "host.identity"), h.user+".identity", 0o600)
 	}
 	p := install(t, o)
 	p.enable()
@@ -71,7 +77,7 @@ func changeOver(t *testing.T, images string, homes []home) {
 			if h.holds != "" {
 				p.MustSh("test -s /home/" + h.user + "/" + h.holds)
 			}
-			if got := p.MustSh("stat -c '%U %a' /home/" + h.user + " /home/" + h.user + "/.identity"); got != h.user+" 700\n"+h.user+" 600\n" {
+			if got := p.MustSh("stat -c '%U %a' /home/" + h.user + " /home/" + h.user + "/.identity"); got != h.user+" 700\n"+h.user+" 600" {
 				t.Errorf("owners and modes are %q", got)
 			}
 			p.MustSh(atMost + "homectl deactivate " + h.user)
