@@ -35,7 +35,7 @@ func Boot(t testing.TB, o Options) *Guest {
 	t.Helper()
 	Need(t)
 	if o.Log == nil {
-		o.Log = logger{t}
+		o.Log = t.Output()
 	}
 	m, err := Start(t.Context(), o)
 	if errors.Is(err, ErrNoRunner) && os.Getenv("HOMED_TEST_STRICT") != "1" {
@@ -52,15 +52,6 @@ func Boot(t testing.TB, o Options) *Guest {
 		m.Close()
 	})
 	return g
-}
-
-// logger is a test's log as a writer.
-type logger struct{ t testing.TB }
-
-func (l logger) Write(p []byte) (int, error) {
-	l.t.Helper()
-	l.t.Log(strings.TrimRight(string(p), "\n"))
-	return len(p), nil
 }
 
 // With returns the guest in the hands of a subtest.

@@ -16,6 +16,8 @@ import (
 )
 
 func TestGuest(t *testing.T) {
+	Need(t)
+	t.Parallel()
 	dir := t.TempDir()
 	big := make([]byte, 3<<20)
 	for i := range big {
@@ -204,6 +206,7 @@ func TestGuest(t *testing.T) {
 
 func TestSuites(t *testing.T) {
 	Need(t)
+	t.Parallel()
 	for _, s := range Suites {
 		t.Run(string(s), func(t *testing.T) {
 			t.Parallel()

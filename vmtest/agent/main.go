@@ -27,13 +27,11 @@ func main() {
 	if len(os.Args) > 1 {
 		path = os.Args[1]
 	}
-	if err := serve(path); err != nil {
-		fmt.Fprintln(os.Stderr, "agent:", err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, "agent:", serve(path))
+	os.Exit(1)
 }
 
-// serve speaks on the serial line until it hangs up.
+// serve speaks on the serial line until that hangs up, and says why.
 func serve(path string) error {
 	// A plain blocking descriptor: a read on it costs one system call, where
 	// the poller would cost three.
