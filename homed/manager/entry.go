@@ -91,6 +91,14 @@ func (m *Manager) drop(e *entry) {
 			delete(m.names, n)
 		}
 	}
+	m.letGo(e)
+	if !e.saved {
+		_ = os.Remove(m.blobDir(e)) // if nothing is in it
+	}
+}
+
+// letGo closes what is held for a home.
+func (m *Manager) letGo(e *entry) {
 	for k := range e.refs {
 		m.dropReference(e, home.RefKind(k))
 	}
@@ -100,9 +108,6 @@ func (m *Manager) drop(e *entry) {
 		if t != nil {
 			t.Stop()
 		}
-	}
-	if !e.saved {
-		_ = os.Remove(m.blobDir(e)) // if nothing is in it
 	}
 }
 

@@ -111,6 +111,9 @@ func (m *Manager) Run(ctx context.Context) error {
 			m.announce()
 		case <-ctx.Done():
 			m.stop()
+			for _, e := range m.homes {
+				m.letGo(e)
+			}
 			return nil
 		}
 	}

@@ -78,6 +78,8 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		}
 	}
+	// A race-enabled worker would sleep for a second before it exits.
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
 	os.Exit(m.Run())
 }
 
