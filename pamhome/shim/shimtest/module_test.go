@@ -1,7 +1,9 @@
 package shimtest
 
 import (
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -220,4 +222,54 @@ func mayRaiseLimits(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
+}
+
+// TestProfile: in Debian's stacks the module asks before pam_unix, and leaves
+// passwords to it: pam_unix below another module no longer asks for the new
+// one, so a local user could not change it.
+func TestProfile(t *testing.T) {
+	testenv.Need(t, "pam-auth-update")
+	root := t.TempDir()
+	copyTo := func(from, to string) {
+		data, err := os.ReadFile(from)
+		if err == nil {
+			if err = os.MkdirAll(filepath.Dir(filepath.Join(root, to)), 0o755); err == nil {
+				err = os.WriteFile(filepath.Join(root, to), data, 0o644)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyTo("../hearth.pam-config", "usr/share/pam-configs/hearth")
+	copyTo("../hearth-password.pam-config", "usr/share/pam-configs/hearth-password")
+	copyTo("/usr/share/pam-configs/unix", "usr/share/pam-configs/unix")
+	stacks := []string{"auth", "account", "password", "session", "session-noninteractive"}
+	for _, s := range stacks {
+		copyTo("/usr/share/pam/common-"+s, "etc/pam.d/common-"+s)
+	}
+	if err := os.MkdirAll(filepath.Join(root, "var/lib/pam"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("pam-auth-update", "--root", root, "--force", "--package")
+	// What it is told goes into debconf's database, which has no --root.
+	copyTo("/var/cache/debconf/config.dat", "config.dat")
+	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+		"DEBCONF_DB_REPLACE=File{"+filepath.Join(root, "config.dat")+"}")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("pam-auth-update: %v\n%s", err, out)
+	}
+	for _, s := range stacks {
+		data, err := os.ReadFile(filepath.Join(root, "etc/pam.d/common-"+s))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, unixs := strings.Index(string(data), "pam_home.so"), strings.Index(string(data), "pam_unix.so")
+		if ours < 0 || unixs < 0 || (ours < unixs) == (s == "password") {
+			t.Errorf("common-%s:\n%s", s, data)
+		}
+		if s == "password" && strings.Contains(string(data), "use_authtok") {
+			t.Errorf("a local user cannot change the password:\n%s", data)
+		}
+	}
 }
