@@ -2,14 +2,24 @@ package main
 
 import (
 	"fmt"
+	"runtime/debug"
 	"strings"
 	"unicode/utf8"
 )
 
 func (c *command) print(s string) { fmt.Fprintln(c.out, s) }
 
+// showVersion prints the commit this was built from, where the build knew it.
 func (c *command) showVersion() {
-	fmt.Fprintf(c.out, "hearth 0 (%s)\n+LUKS2 -FIDO2 -PKCS11 -PWQUALITY -QRENCODE\n", version)
+	commit := "unknown build"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				commit = s.Value
+			}
+		}
+	}
+	fmt.Fprintf(c.out, "hearth 0 (%s)\n+LUKS2 -FIDO2 -PKCS11 -PWQUALITY -QRENCODE\n", commit)
 }
 
 // help prints verbs and options by section, each with its columns aligned.

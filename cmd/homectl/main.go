@@ -22,9 +22,6 @@ import (
 	"hearth/internal/fault"
 )
 
-// version is what --version prints; "make build" fills in the commit.
-var version = "development"
-
 func main() {
 	// Passwords pass through here.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
