@@ -129,6 +129,14 @@ func (t *Terminal) Close() error {
 	return nil
 }
 
+// Mirror copies to w what the terminal has shown and will show.
+func (t *Terminal) Mirror(w io.Writer) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w.Write(t.text)
+	t.copyTo = w
+}
+
 // Transcript is everything that the terminal has shown.
 func (t *Terminal) Transcript() string {
 	t.mu.Lock()
