@@ -352,7 +352,7 @@ func oneLine(s string) string {
 // rateLimited returns for how many microseconds the account is closed because
 // of too many logins, 0 if it is not.
 func (c *call) rateLimited(u *user) uint64 {
-	e := u.record.Effective(c.Machine)
+	e := u.record.Effective(c.machine)
 	begin, count := e.Number("rateLimitBeginUSec"), e.Number("rateLimitCount")
 	now := uint64(c.Now().UnixMicro())
 	if begin == nil || count == nil || *begin > now || *count < u.view.RateLimitBurst {

@@ -15,7 +15,6 @@ import (
 	"hearth/internal/fault"
 	"hearth/internal/secret"
 	"hearth/pamhome/frame"
-	"hearth/records"
 )
 
 // A login is the login program: it answers prompts from a script, keeps the
@@ -228,7 +227,7 @@ func (l *login) run(op string, flags uint32) frame.Code {
 	defer s.Close()
 	l.interlock = false
 	got := Run(context.Background(), Hook{
-		Conv: l, Start: s, Machine: records.Machine{ID: machineID, Hostname: "test"}, Now: l.now,
+		Conv: l, Start: s, MachineID: machineID, Hostname: "test", Now: l.now,
 		Dial: func(context.Context) (Homes, error) {
 			if l.bus.dial != nil {
 				return nil, l.bus.dial

@@ -47,9 +47,10 @@ type Hook struct {
 	Start *frame.Start
 	// Dial connects to the service. It is called once at most, and only when
 	// what the PAM handle holds does not answer the question.
-	Dial    func(ctx context.Context) (Homes, error)
-	Machine records.Machine
-	Now     func() time.Time
+	Dial func(ctx context.Context) (Homes, error)
+	// MachineID and Hostname tell which parts of a record are about us.
+	MachineID, Hostname string
+	Now                 func() time.Time
 }
 
 // storageTimeout bounds each call that may wait for storage, a token or a
@@ -78,14 +79,15 @@ const (
 type call struct {
 	Hook
 	options
-	homes Homes
-	raw   string // PAM_USER as it is at the start of the call
+	machine records.Machine
+	homes   Homes
+	raw     string // PAM_USER as it is at the start of the call
 }
 
 // Run carries the hook out and returns its result. It tells the person what
 // the person must know, and logs what the administrator must.
 func Run(ctx context.Context, h Hook) frame.Code {
-	c := &call{Hook: h}
+	c := &call{Hook: h, machine: records.Machine{ID: h.MachineID, Hostname: h.Hostname}}
 	c.readOptions()
 	defer func() {
 		if c.homes != nil {

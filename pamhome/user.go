@@ -107,7 +107,7 @@ func (c *call) user(ctx context.Context) (*user, frame.Code) {
 		c.log(logErr, "Acquired user record does not match user name.")
 		return nil, frame.ServiceErr
 	}
-	u.record, u.name, u.view = record, record.UserName(), record.View(c.Machine)
+	u.record, u.name, u.view = record, record.UserName(), record.View(c.machine)
 	if code := c.rename(u.name); code != frame.Success {
 		return nil, code
 	}
@@ -174,7 +174,7 @@ func (c *call) rename(name string) frame.Code {
 // keep caches the record on the PAM handle, without the hashes, which nobody
 // reads from there; the one thing they tell goes beside it.
 func (c *call) keep(u *user) frame.Code {
-	e := u.record.Effective(c.Machine)
+	e := u.record.Effective(c.machine)
 	u.passwordOnly = len(u.view.HashedPasswords) > 0 && !u.view.HasTokens && len(u.view.RecoveryHashes) == 0 &&
 		len(e.Texts("recoveryKeyType")) == 0 && len(e.Texts("pkcs11TokenUri")) == 0 && len(e.Texts("fido2HmacCredential")) == 0
 	masked, _ := u.record.Mask(false)

@@ -17,7 +17,6 @@ import (
 	"hearth/homed/home1"
 	"hearth/pamhome"
 	"hearth/pamhome/frame"
-	"hearth/records"
 )
 
 const (
@@ -55,8 +54,8 @@ func run() int {
 	defer cancel()
 	go leave(ctx, cancel, conn, start.Host)
 
-	code := pamhome.Run(ctx, pamhome.Hook{
-		Conv: conn, Start: start, Machine: machine(), Now: time.Now,
+	hook := pamhome.Hook{
+		Conv: conn, Start: start, Now: time.Now,
 		Dial: func(ctx context.Context) (pamhome.Homes, error) {
 			c, err := home1.Dial(ctx)
 			if err != nil {
@@ -64,7 +63,13 @@ func run() int {
 			}
 			return c, nil
 		},
-	})
+	}
+	// Without an id no part of a record is about this machine alone.
+	if id, err := os.ReadFile("/etc/machine-id"); err == nil {
+		hook.MachineID = strings.TrimSpace(string(id))
+	}
+	hook.Hostname, _ = os.Hostname()
+	code := pamhome.Run(ctx, hook)
 	if err := conn.Result(code); err != nil {
 		return broken
 	}
@@ -100,14 +105,4 @@ func leave(ctx context.Context, cancel func(), conn *frame.Conn, host *os.File) 
 	cancel()
 	time.Sleep(grace)
 	os.Exit(broken)
-}
-
-// machine tells which parts of a record are about us. Without an id none are.
-func machine() records.Machine {
-	var m records.Machine
-	if id, err := os.ReadFile("/etc/machine-id"); err == nil {
-		m.ID = strings.TrimSpace(string(id))
-	}
-	m.Hostname, _ = os.Hostname()
-	return m
 }
