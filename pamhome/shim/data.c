@@ -19,7 +19,6 @@
 
 #define SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
 #define MARK ((void *)UINTPTR_MAX) /* "not ours", as other modules write it */
-#define LIMIT_MAX 256u
 
 struct reference {
 	int fd;
@@ -36,11 +35,6 @@ static bool named(const char *key, const char *prefix)
 
 enum key key_of(const char *key)
 {
-	static const char *const limits[] = {
-		"systemd.memory_max", "systemd.tasks_max", "systemd.cpu_weight",
-		"systemd.io_weight", "systemd.runtime_max_sec",
-	};
-
 	if (named(key, HOME_RECORD))
 		return KEY_HOME_RECORD;
 	if (named(key, RECORD))
@@ -51,9 +45,6 @@ enum key key_of(const char *key)
 		return KEY_HOME_FD;
 	if (named(key, OTHER_FD))
 		return KEY_OTHER_FD;
-	for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
-		if (strcmp(key, limits[i]) == 0)
-			return KEY_LIMIT;
 	return KEY_FOREIGN;
 }
 
@@ -67,6 +58,13 @@ static bool still_ours(const struct reference *r)
 	struct stat st;
 
 	return is_fifo(r->fd, &st) && st.st_dev == r->dev && st.st_ino == r->ino;
+}
+
+void drop_text(char *text)
+{
+	if (text != NULL)
+		explicit_bzero(text, strlen(text));
+	free(text);
 }
 
 static void free_text(pam_handle_t *pamh, void *data, int status)
@@ -96,7 +94,6 @@ int data_load(pam_handle_t *pamh, const char *key, enum kind *kind, const char *
 	enum key k = key_of(key);
 	const void *data = NULL;
 	int rc = pam_get_data(pamh, key, &data);
-	size_t max = k == KEY_LIMIT ? LIMIT_MAX : MEMFD_MAX;
 	intptr_t fd;
 	struct stat st;
 
@@ -121,7 +118,7 @@ int data_load(pam_handle_t *pamh, const char *key, enum kind *kind, const char *
 			*kind = KIND_MARK;
 			return PAM_SUCCESS;
 		}
-		if (strnlen(data, max + 1) > max)
+		if (strnlen(data, MEMFD_MAX + 1) > MEMFD_MAX)
 			return PAM_BUF_ERR;
 		*kind = KIND_TEXT;
 		*text = data;

@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -53,8 +52,8 @@ int64_t now_ms(void)
 
 static void le(uint8_t *p, unsigned size, uint64_t v)
 {
-	for (unsigned i = 0; i < size; i++)
-		p[i] = (uint8_t)(v >> (8 * i));
+	for (; size > 0; size--, v >>= 8)
+		*p++ = (uint8_t)v;
 }
 
 static uint32_t from_le(const uint8_t *p, unsigned size)
@@ -196,7 +195,7 @@ static int take_fds(struct msghdr *m, int *first)
 
 static bool parse(struct channel *c, struct frame *f, int fds)
 {
-	const uint8_t *p = c->in, *end = c->in + c->in_n;
+	uint8_t *p = c->in, *end = c->in + c->in_n;
 	const struct shape *s = NULL;
 
 	if (c->in_n < FRAME_HEADER || from_le(p + 2, 2) != 0 || from_le(p + 4, 4) != c->in_n - FRAME_HEADER)
@@ -291,32 +290,18 @@ void channel_done(struct channel *c, struct frame *f)
 
 bool get_int(const struct frame *f, unsigned tag, unsigned size, uint32_t *v)
 {
-	if (f->field[tag].n != size)
-		return false;
-	*v = from_le(f->field[tag].p, size);
-	return true;
+	if (f->field[tag].n == size)
+		*v = from_le(f->field[tag].p, size);
+	return f->field[tag].n == size;
 }
 
-char *get_text(const struct frame *f, unsigned tag, size_t min, size_t max)
+const char *get_text(const struct frame *f, unsigned tag, size_t min, size_t max)
 {
 	size_t n = f->field[tag].n;
-	char *s;
 
-	if (n < min || n > max || (n > 0 && memchr(f->field[tag].p, 0, n) != NULL))
+	if (!f->field[tag].set || n < min || n > max || memchr(f->field[tag].p, 0, n) != NULL)
 		return NULL;
-	s = malloc(n + 1);
-	if (s == NULL)
-		return NULL;
-	if (n > 0)
-		memcpy(s, f->field[tag].p, n);
-	s[n] = 0;
-	return s;
-}
-
-void drop_text(char *s)
-{
-	if (s == NULL)
-		return;
-	explicit_bzero(s, strlen(s));
-	free(s);
+	/* All fields are parsed: what follows this one is no longer needed. */
+	f->field[tag].p[n] = 0;
+	return (const char *)f->field[tag].p;
 }

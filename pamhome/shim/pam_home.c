@@ -170,139 +170,111 @@ static enum why send_start(struct call *c, int flags, int argc, const char **arg
 	return w == BREACH ? NO_START : w;
 }
 
-static void ack(struct call *c, int rc)
+/* The handlers leave the answer under construction. */
+static enum why ack(struct call *c, int rc)
 {
 	channel_begin(&c->ch, F_ACK);
 	put_int(&c->ch, 1, 4, (uint32_t)rc);
+	return FINE;
+}
+
+/* An answer, or a token: secret, and absent unless all went well. */
+static enum why answer(struct call *c, unsigned type, int rc, const char *secret)
+{
+	channel_begin(&c->ch, type);
+	put_int(&c->ch, 1, 4, (uint32_t)rc);
+	if (rc == PAM_SUCCESS)
+		put_text(&c->ch, 2, secret);
+	return FINE;
 }
 
 static enum why on_conv(struct call *c, const struct frame *f)
 {
-	const struct pam_conv *conv = NULL;
-	struct pam_response *answer = NULL;
-	struct pam_message message;
+	static const int styles[] = { 0, PAM_PROMPT_ECHO_OFF, PAM_PROMPT_ECHO_ON, PAM_ERROR_MSG, PAM_TEXT_INFO };
+	struct pam_message message = { .msg = get_text(f, 2, 1, 4096) };
 	const struct pam_message *messages = &message;
+	const struct pam_conv *conv = NULL;
+	struct pam_response *r = NULL;
+	int64_t before = now_ms();
 	uint32_t style;
-	char *text;
 	int rc = PAM_CONV_ERR;
-	int64_t before;
 
-	if (++c->convs > MAX_CONVS || !get_int(f, 1, 1, &style) || style < 1 || style > 4)
+	if (++c->convs > MAX_CONVS || !get_int(f, 1, 1, &style) || style < 1 || style > 4 || message.msg == NULL)
 		return BREACH;
-	text = get_text(f, 2, 1, 4096);
-	if (text == NULL)
-		return BREACH;
-	if (pam_get_item(c->pamh, PAM_CONV, (const void **)&conv) != PAM_SUCCESS)
-		conv = NULL;
-	if (conv != NULL && conv->conv != NULL) {
-		message.msg_style = (int[]){ 0, PAM_PROMPT_ECHO_OFF, PAM_PROMPT_ECHO_ON, PAM_ERROR_MSG, PAM_TEXT_INFO }[style];
-		message.msg = text;
-		before = now_ms();
-		rc = conv->conv(1, &messages, &answer, conv->appdata_ptr);
-		c->ch.over_at += now_ms() - before;
-	}
-	if (rc == PAM_CONV_AGAIN || (rc == PAM_SUCCESS && answer != NULL && answer->resp != NULL && strlen(answer->resp) > ANSWER_MAX))
+	message.msg_style = styles[style];
+	if (pam_get_item(c->pamh, PAM_CONV, (const void **)&conv) == PAM_SUCCESS && conv != NULL && conv->conv != NULL)
+		rc = conv->conv(1, &messages, &r, conv->appdata_ptr);
+	c->ch.over_at += now_ms() - before;
+	if (rc == PAM_CONV_AGAIN || (rc == PAM_SUCCESS && r != NULL && r->resp != NULL && strlen(r->resp) > ANSWER_MAX))
 		rc = PAM_CONV_ERR;
-	channel_begin(&c->ch, F_ANSWER);
-	put_int(&c->ch, 1, 4, (uint32_t)rc);
-	if (rc == PAM_SUCCESS && answer != NULL)
-		put_text(&c->ch, 2, answer->resp);
-	if (answer != NULL) {
-		drop_text(answer->resp);
-		free(answer);
-	}
-	drop_text(text);
+	answer(c, F_ANSWER, rc, r != NULL ? r->resp : NULL);
+	if (r != NULL)
+		drop_text(r->resp);
+	free(r);
 	return FINE;
 }
 
 static enum why on_get_token(struct call *c, const struct frame *f)
 {
-	const char *token = NULL;
-	char *prompt = NULL;
+	const char *token = NULL, *prompt = get_text(f, 3, 1, 4096);
+	int64_t before = now_ms();
 	uint32_t item, verify;
-	int64_t before;
 	int rc;
 
-	if (++c->convs > MAX_CONVS || !get_int(f, 1, 1, &item) || !get_int(f, 2, 1, &verify) ||
-	    item < 1 || item > 2 || verify > 1 || (item == 2 && verify == 1))
+	if (++c->convs > MAX_CONVS || !get_int(f, 1, 1, &item) || !get_int(f, 2, 1, &verify) || item < 1 || item > 2 ||
+	    verify > 1 || (item == 2 && verify == 1) || (f->field[3].set && prompt == NULL))
 		return BREACH;
-	if (f->field[3].set && (prompt = get_text(f, 3, 1, 4096)) == NULL)
-		return BREACH;
-	before = now_ms();
-	if (item == 2)
+	if (item == 2) {
 		rc = pam_get_authtok(c->pamh, PAM_OLDAUTHTOK, &token, prompt);
-	else if (verify) {
+	} else if (!verify) {
+		rc = pam_get_authtok_noverify(c->pamh, &token, prompt);
+	} else {
 		/* libpam compares with what token points to on entry. */
 		rc = pam_get_item(c->pamh, PAM_AUTHTOK, (const void **)&token);
 		if (rc == PAM_SUCCESS)
 			rc = token ? pam_get_authtok_verify(c->pamh, &token, prompt) : PAM_AUTHTOK_ERR;
 	}
-	else
-		rc = pam_get_authtok_noverify(c->pamh, &token, prompt);
 	c->ch.over_at += now_ms() - before;
-	channel_begin(&c->ch, F_TOKEN);
-	put_int(&c->ch, 1, 4, (uint32_t)rc);
-	if (rc == PAM_SUCCESS)
-		put_text(&c->ch, 2, token);
-	drop_text(prompt);
-	return FINE;
+	return answer(c, F_TOKEN, rc, token);
 }
 
-static enum why on_set_item(struct call *c, const struct frame *f, int item, unsigned tag, size_t max)
+static enum why on_set_item(struct call *c, const struct frame *f)
 {
+	bool token = f->type == F_SET_TOKEN;
+	const char *value = get_text(f, token ? 2 : 1, 1, token ? FRAME_MAX : USER_MAX);
 	uint32_t which;
-	char *text;
 
-	if (item == PAM_AUTHTOK && (!get_int(f, 1, 1, &which) || which != 1))
+	if (value == NULL || (token && (!get_int(f, 1, 1, &which) || which != 1)))
 		return BREACH;
-	text = get_text(f, tag, 1, max);
-	if (text == NULL)
-		return BREACH;
-	ack(c, pam_set_item(c->pamh, item, text));
-	drop_text(text);
-	return FINE;
-}
-
-static bool env_name(enum phase p, const char *s, size_t n)
-{
-	static const char *const outside_open[] = { "XDG_AREA", "XDG_SESSION_INCOMPLETE", "HOME", "SHELL" };
-
-	if (n == 0 || (s[0] >= '0' && s[0] <= '9'))
-		return false;
-	for (size_t i = 0; i < n; i++)
-		if (!((s[i] >= 'A' && s[i] <= 'Z') || (s[i] >= 'a' && s[i] <= 'z') ||
-		      (s[i] >= '0' && s[i] <= '9') || s[i] == '_'))
-			return false;
-	if (p == OPEN)
-		return true;
-	for (size_t i = 0; i < sizeof outside_open / sizeof *outside_open; i++)
-		if (strlen(outside_open[i]) == n && memcmp(outside_open[i], s, n) == 0)
-			return true;
-	return false;
+	return ack(c, pam_set_item(c->pamh, token ? PAM_AUTHTOK : PAM_USER, value));
 }
 
 static enum why on_putenv(struct call *c, const struct frame *f)
 {
-	char *text = get_text(f, 1, 1, FRAME_MAX);
+	static const char *const outside_open[] = { "XDG_AREA", "XDG_SESSION_INCOMPLETE", "HOME", "SHELL" };
+	static const char chars[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_0123456789";
+	const char *kv = get_text(f, 1, 1, FRAME_MAX);
+	bool known = c->ch.phase == OPEN;
+	size_t n;
 
-	if (text == NULL || !env_name(c->ch.phase, text, strcspn(text, "="))) {
-		drop_text(text);
+	if (kv == NULL)
 		return BREACH;
-	}
-	ack(c, pam_putenv(c->pamh, text));
-	drop_text(text);
-	return FINE;
+	n = strcspn(kv, "=");
+	for (size_t i = 0; i < sizeof outside_open / sizeof *outside_open; i++)
+		known = known || (strlen(outside_open[i]) == n && memcmp(outside_open[i], kv, n) == 0);
+	if (!known || n == 0 || strspn(kv, chars) != n || (kv[0] >= '0' && kv[0] <= '9'))
+		return BREACH;
+	return ack(c, pam_putenv(c->pamh, kv));
 }
 
-/* Answers with what lies under the key. *fd: a memfd to send along, or -1. */
+/* *fd: a memfd to send along, or -1. */
 static enum why on_load(struct call *c, const char *key, int *fd)
 {
-	enum key k = key_of(key);
 	enum kind kind;
 	const char *text;
 	int rc;
 
-	if (k == KEY_FOREIGN || (k == KEY_LIMIT && c->ch.phase != OPEN))
+	if (key_of(key) == KEY_FOREIGN)
 		return BREACH;
 	rc = data_load(c->pamh, key, &kind, &text);
 	if (kind == KIND_HELD)
@@ -322,28 +294,25 @@ static enum why on_load(struct call *c, const char *key, int *fd)
 	return FINE;
 }
 
+static bool is_text_key(enum key k)
+{
+	return k == KEY_HOME_RECORD || k == KEY_RECORD || k == KEY_STATE;
+}
+
 static enum why on_store(struct call *c, const char *key, struct frame *f)
 {
-	enum key k = key_of(key);
+	const char *text = get_text(f, 3, 0, FRAME_MAX);
+	char *copy;
 	uint32_t kind;
-	char *text;
 
-	if (++c->stores > MAX_STORES || !get_int(f, 2, 1, &kind) ||
-	    (k != KEY_HOME_RECORD && k != KEY_RECORD && k != KEY_STATE))
+	if (++c->stores > MAX_STORES || !get_int(f, 2, 1, &kind) || !is_text_key(key_of(key)))
 		return BREACH;
-	if (kind == KIND_MARK) {
-		if (k != KEY_HOME_RECORD || f->field[3].set || f->fd >= 0)
-			return BREACH;
-		ack(c, data_store_mark(c->pamh, key));
-		return FINE;
-	}
-	if (kind != KIND_TEXT || f->field[3].set == (f->fd >= 0))
+	if (kind == KIND_MARK && key_of(key) == KEY_HOME_RECORD && !f->field[3].set && f->fd < 0)
+		return ack(c, data_store_mark(c->pamh, key));
+	if (kind != KIND_TEXT || f->field[3].set == (f->fd >= 0) || (f->field[3].set && text == NULL))
 		return BREACH;
-	text = f->fd >= 0 ? text_of_memfd(f->fd) : get_text(f, 3, 0, FRAME_MAX);
-	if (text == NULL)
-		return BREACH;
-	ack(c, data_store_text(c->pamh, key, text));
-	return FINE;
+	copy = text != NULL ? strdup(text) : text_of_memfd(f->fd);
+	return copy != NULL ? ack(c, data_store_text(c->pamh, key, copy)) : BREACH;
 }
 
 static enum why on_store_fd(struct call *c, const char *key, struct frame *f)
@@ -360,39 +329,45 @@ static enum why on_store_fd(struct call *c, const char *key, struct frame *f)
 		snprintf(c->stored[c->fds++], KEY_ROOM, "%s", key);
 		c->reference = true;
 	}
-	ack(c, rc);
-	return FINE;
+	return ack(c, rc);
 }
 
 static enum why on_drop(struct call *c, const char *key)
 {
-	switch (key_of(key)) {
-	case KEY_HOME_FD:
+	if (key_of(key) == KEY_HOME_FD)
 		c->reference = false;
-		break;
-	case KEY_HOME_RECORD:
-	case KEY_RECORD:
-	case KEY_STATE:
-		break;
-	default:
+	else if (!is_text_key(key_of(key)))
 		return BREACH;
+	return ack(c, data_drop(c->pamh, key));
+}
+
+static enum why on_request(struct call *c, struct frame *f, int *fd)
+{
+	const char *key = NULL;
+
+	if (f->type >= F_LOAD && (key = get_text(f, 1, 1, KEY_ROOM - 1)) == NULL)
+		return BREACH;
+	switch (f->type) {
+	case F_CONV: return on_conv(c, f);
+	case F_GET_TOKEN: return on_get_token(c, f);
+	case F_SET_TOKEN: return on_set_item(c, f);
+	case F_SET_USER: return on_set_item(c, f);
+	case F_PUTENV: return on_putenv(c, f);
+	case F_LOAD: return on_load(c, key, fd);
+	case F_STORE: return on_store(c, key, f);
+	case F_STORE_FD: return on_store_fd(c, key, f);
+	default: return on_drop(c, key);
 	}
-	ack(c, data_drop(c->pamh, key));
-	return FINE;
 }
 
 static enum why on_log(struct call *c, const struct frame *f)
 {
+	const char *text = get_text(f, 2, 0, 2048);
 	uint32_t priority;
-	char *text;
 
-	if (!get_int(f, 1, 1, &priority) || priority > 7)
-		return BREACH;
-	text = get_text(f, 2, 0, 2048);
-	if (text == NULL)
+	if (text == NULL || !get_int(f, 1, 1, &priority) || priority > 7)
 		return BREACH;
 	pam_syslog(c->pamh, (int)priority, "%s", text);
-	drop_text(text);
 	return FINE;
 }
 
@@ -411,90 +386,44 @@ static enum why on_result(struct call *c, const struct frame *f, int *result)
 	return FINE;
 }
 
-/* Handles a request and leaves its answer under construction. */
-static enum why on_request(struct call *c, struct frame *f, int *fd)
-{
-	char *key;
-	enum why w;
-
-	switch (f->type) {
-	case F_CONV:
-		return on_conv(c, f);
-	case F_GET_TOKEN:
-		return on_get_token(c, f);
-	case F_SET_TOKEN:
-		return on_set_item(c, f, PAM_AUTHTOK, 2, FRAME_MAX);
-	case F_SET_USER:
-		return on_set_item(c, f, PAM_USER, 1, USER_MAX);
-	case F_PUTENV:
-		return on_putenv(c, f);
-	default:
-		break;
-	}
-	key = get_text(f, 1, 1, KEY_ROOM - 1);
-	if (key == NULL)
-		return BREACH;
-	switch (f->type) {
-	case F_LOAD:
-		w = on_load(c, key, fd);
-		break;
-	case F_STORE:
-		w = on_store(c, key, f);
-		break;
-	case F_STORE_FD:
-		w = on_store_fd(c, key, f);
-		break;
-	default:
-		w = on_drop(c, key);
-		break;
-	}
-	drop_text(key);
-	return w;
-}
-
 /* Serves the helper until its result. */
 static enum why serve(struct call *c, int *result)
 {
 	struct frame f;
 	enum why w;
-	int fd;
+	int fd = -1;
+	bool due = false; /* an answer is ready: only log lines may come before it */
 
 	for (;;) {
-		w = channel_receive(&c->ch, &f, true);
-		if (w != FINE)
-			return w;
-		if (f.type == F_LOG) {
-			w = on_log(c, &f);
-			channel_done(&c->ch, &f);
-			if (w != FINE)
-				return w;
-			continue;
-		}
-		if (f.type == F_RESULT) {
-			w = on_result(c, &f, result);
-			channel_done(&c->ch, &f);
-			return w;
-		}
-		fd = -1;
-		w = on_request(c, &f, &fd);
-		channel_done(&c->ch, &f);
-		/* Before its answer only log lines may come. */
-		while (w == FINE) {
-			w = channel_receive(&c->ch, &f, false);
-			if (w == NOTHING)
-				break;
-			if (w == FINE) {
-				w = f.type == F_LOG ? on_log(c, &f) : BREACH;
-				channel_done(&c->ch, &f);
-			}
-		}
-		if (w == NOTHING)
+		w = channel_receive(&c->ch, &f, !due);
+		if (w == NOTHING) {
 			w = channel_send(&c->ch, fd);
-		if (fd >= 0)
-			close(fd);
+			due = false;
+			if (fd >= 0)
+				close(fd);
+			fd = -1;
+		} else if (w == FINE) {
+			unsigned type = f.type;
+
+			if (type == F_LOG)
+				w = on_log(c, &f);
+			else if (due)
+				w = BREACH;
+			else if (type == F_RESULT)
+				w = on_result(c, &f, result);
+			else
+				w = on_request(c, &f, &fd);
+			channel_done(&c->ch, &f);
+			if (type == F_RESULT)
+				break;
+			due = due || type != F_LOG;
+		}
 		if (w != FINE)
-			return w;
+			break;
 	}
+	if (fd >= 0)
+		close(fd);
+	return w;
 }
 
 static int with_helper(struct call *c, int flags, int argc, const char **argv)
@@ -507,7 +436,7 @@ static int with_helper(struct call *c, int flags, int argc, const char **argv)
 	for (int i = 0; i < argc; i++)
 		args += strlen(argv[i]) + 1;
 	c->ch.sock = -1;
-	c->ch.in = malloc(FRAME_MAX);
+	c->ch.in = malloc(FRAME_MAX + 1);
 	c->ch.out = malloc(FRAME_MAX);
 	if (args > ARGS_MAX || c->ch.in == NULL || c->ch.out == NULL)
 		goto out;
@@ -564,11 +493,6 @@ static int run(pam_handle_t *pamh, enum phase phase, int flags, int argc, const 
 	return with_helper(&c, flags, argc, argv);
 }
 
-EXPORT int pam_sm_authenticate(pam_handle_t *pamh, int flags, int argc, const char **argv)
-{
-	return run(pamh, AUTH, flags, argc, argv);
-}
-
 EXPORT int pam_sm_setcred(pam_handle_t *pamh, int flags, int argc, const char **argv)
 {
 	(void)pamh;
@@ -578,22 +502,14 @@ EXPORT int pam_sm_setcred(pam_handle_t *pamh, int flags, int argc, const char **
 	return PAM_SUCCESS;
 }
 
-EXPORT int pam_sm_acct_mgmt(pam_handle_t *pamh, int flags, int argc, const char **argv)
-{
-	return run(pamh, ACCOUNT, flags, argc, argv);
-}
+#define HOOK(name, phase)                                                                 \
+	EXPORT int pam_sm_##name(pam_handle_t *pamh, int flags, int argc, const char **argv) \
+	{                                                                                 \
+		return run(pamh, phase, flags, argc, argv);                               \
+	}
 
-EXPORT int pam_sm_open_session(pam_handle_t *pamh, int flags, int argc, const char **argv)
-{
-	return run(pamh, OPEN, flags, argc, argv);
-}
-
-EXPORT int pam_sm_close_session(pam_handle_t *pamh, int flags, int argc, const char **argv)
-{
-	return run(pamh, CLOSE, flags, argc, argv);
-}
-
-EXPORT int pam_sm_chauthtok(pam_handle_t *pamh, int flags, int argc, const char **argv)
-{
-	return run(pamh, CHAUTHTOK, flags, argc, argv);
-}
+HOOK(authenticate, AUTH)
+HOOK(acct_mgmt, ACCOUNT)
+HOOK(open_session, OPEN)
+HOOK(close_session, CLOSE)
+HOOK(chauthtok, CHAUTHTOK)

@@ -60,7 +60,7 @@ struct frame {
 	unsigned type;
 	int fd; /* -1: none. The handler takes it or channel_done closes it. */
 	struct {
-		const uint8_t *p;
+		uint8_t *p;
 		uint32_t n;
 		bool set;
 	} field[4];
@@ -69,7 +69,7 @@ struct frame {
 struct channel {
 	int sock;
 	enum phase phase;
-	uint8_t *in, *out; /* FRAME_MAX bytes each */
+	uint8_t *in, *out; /* FRAME_MAX bytes each, in one more for a NUL */
 	size_t in_n, out_n;
 	bool out_full;
 	unsigned frames, logs;
@@ -86,21 +86,20 @@ enum why channel_send(struct channel *c, int fd);
 enum why channel_receive(struct channel *c, struct frame *f, bool wait);
 void channel_done(struct channel *c, struct frame *f);
 bool get_int(const struct frame *f, unsigned tag, unsigned size, uint32_t *v);
-/* A NUL-terminated copy of a text field of min to max bytes, or NULL. The
- * caller wipes and frees it. */
-char *get_text(const struct frame *f, unsigned tag, size_t min, size_t max);
-void drop_text(char *s);
+/* A text field of min to max bytes, NUL-terminated in the packet, or NULL. */
+const char *get_text(const struct frame *f, unsigned tag, size_t min, size_t max);
 
 /* spawn.c */
 int lift(int fd);
 bool start_helper(int sock);
 
 /* data.c: what lives on the PAM handle */
-enum key { KEY_FOREIGN, KEY_HOME_RECORD, KEY_RECORD, KEY_STATE, KEY_HOME_FD, KEY_OTHER_FD, KEY_LIMIT };
+enum key { KEY_FOREIGN, KEY_HOME_RECORD, KEY_RECORD, KEY_STATE, KEY_HOME_FD, KEY_OTHER_FD };
 enum kind { KIND_NOTHING, KIND_TEXT, KIND_MARK, KIND_HELD };
 enum key key_of(const char *key);
 int data_load(pam_handle_t *pamh, const char *key, enum kind *kind, const char **text);
 int data_store_text(pam_handle_t *pamh, const char *key, char *text);
+void drop_text(char *text);
 int data_store_mark(pam_handle_t *pamh, const char *key);
 int data_store_fd(pam_handle_t *pamh, const char *key, int fd);
 int data_drop(pam_handle_t *pamh, const char *key);
