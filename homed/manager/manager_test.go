@@ -174,6 +174,11 @@ func (l *lockedBuffer) String() string {
 
 func boot(t *testing.T, dir string) *daemon {
 	t.Helper()
+	return bootAs(t, dir, machineID)
+}
+
+func bootAs(t *testing.T, dir, machine string) *daemon {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -189,7 +194,7 @@ func boot(t *testing.T, dir string) *daemon {
 			RecordDir: dir + "/records", KeyDirs: []string{dir + "/etc", dir + "/records"}, NewKeyDir: dir + "/records",
 			BlobDir: dir + "/blobs", RunDir: dir + "/run", HomeRoot: dir + "/home", Worker: self, FallbackShell: "/usr/lib/hearth/homeshell",
 		},
-		Machine:      records.Machine{ID: machineID, Hostname: "host"},
+		Machine:      records.Machine{ID: machine, Hostname: "host"},
 		Log:          slog.New(slog.NewTextHandler(io.MultiWriter(d.logged, t.Output()), nil)),
 		Accounts:     noAccounts{"daemon": true},
 		SharedMounts: true,
@@ -726,4 +731,46 @@ func TestStorageThatVanishesIsDetached(t *testing.T) {
 	d.fails(fault.HomeAbsent, home.Activate, "ann", password)
 	d.must(home.Remove, "ann")
 	d.state("ann", "")
+}
+
+// TestRecordsOfTheRealDaemon starts on the state that systemd-homed 262 left.
+func TestRecordsOfTheRealDaemon(t *testing.T) {
+	const fixtures = "../../fixtures/systemd-262-images"
+	dir := t.TempDir()
+	install := func(from, to string, mode os.FileMode) []byte {
+		text, err := os.ReadFile(filepath.Join(fixtures, from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if to != "" {
+			if err := os.WriteFile(filepath.Join(dir, "records", to), text, mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return text
+	}
+	if err := os.Mkdir(filepath.Join(dir, "records"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	machine := strings.TrimSpace(string(install("machine-id", "", 0)))
+	install("local.private", "local.private", 0o400)
+	want := map[string]bool{}
+	for _, set := range []string{"ext4-pbkdf2-fresh", "ext4-pbkdf2-recovery", "ext4-cbc-essiv", "btrfs-pbkdf2-used"} {
+		r, err := records.Parse(install(set+"/host.identity", "", 0), records.HostFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		install(set+"/host.identity", r.UserName()+".identity", 0o600)
+		want[r.UserName()] = true
+	}
+	d := bootAs(t, dir, machine)
+	list, err := d.List(t.Context())
+	if err != nil || len(list) != len(want) {
+		t.Fatalf("%d homes, %v, want %d", len(list), err, len(want))
+	}
+	for _, i := range list {
+		if !want[i.Name] || i.Signed == nil || !*i.Signed || i.State != "absent" || i.UID == 0 {
+			t.Errorf("got %+v", i)
+		}
+	}
 }
