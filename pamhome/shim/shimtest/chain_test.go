@@ -140,6 +140,13 @@ func chain(t *testing.T) (*bench, *service) {
 	if _, err := conn.RequestName(home1.Name, dbus.NameFlagDoNotQueue); err != nil {
 		t.Fatal(err)
 	}
+	return helperOn(t, address), s
+}
+
+// helperOn builds the real module with the real helper, which finds its bus at
+// an address.
+func helperOn(t *testing.T, address string) *bench {
+	t.Helper()
 	dir := t.TempDir()
 	out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "pamhome"), "hearth/cmd/pamhome").CombinedOutput()
 	if err != nil {
@@ -152,7 +159,20 @@ func chain(t *testing.T) (*bench, *service) {
 	}
 	b := build(t, helper, "")
 	b.service("svc", "")
-	return b, s
+	return b
+}
+
+// TestNoService: without a bus, or without the service on it, every user logs
+// in as if the module were not there.
+func TestNoService(t *testing.T) {
+	for name, address := range map[string]string{"no bus": "unix:path=/nowhere/bus", "no service": testenv.Bus(t)} {
+		out := helperOn(t, address).login("svc", "ann", "auth", "acct", "open", "close", "chau")
+		want := strings.Join([]string{result("auth", "USER_UNKNOWN"), result("acct", "USER_UNKNOWN"), result("open", "SUCCESS"),
+			result("close", "SUCCESS"), result("chau", "USER_UNKNOWN")}, "\n") + "\n"
+		if out != want {
+			t.Errorf("%s:\n%s", name, out)
+		}
+	}
 }
 
 // TestChain is a login through libpam, module, helper and bus.
