@@ -9,8 +9,10 @@
 // parameters as JSON, then the secret section as it is (if there is one).
 // Back go JSON packets: progress, the image lock with its descriptor, and last
 // the one answer, whose record travels as a memfd too, since a record may be
-// longer than a packet. No packet with JSON ever holds a secret. End of file
-// on the socket tells the worker that the daemon is gone.
+// longer than a packet. An operation that must not go on before the host has
+// its record sends it ahead in the same way and waits for the one packet that
+// the daemon answers. No packet with JSON ever holds a secret. End of file on
+// the socket tells the worker that the daemon is gone.
 package worker
 
 import (
@@ -49,6 +51,8 @@ type Params struct {
 	DefaultFileSystemType string
 	// HaveImageLock says that the daemon holds the lock on the image already.
 	HaveImageLock bool
+	// Keys are the public keys whose signatures count, PEM by name.
+	Keys map[string]string
 }
 
 // Answer is how an operation ended.
@@ -77,7 +81,7 @@ type opening struct {
 
 // packet is everything that comes back.
 type packet struct {
-	Type string `json:"type"` // progress, lock, answer
+	Type string `json:"type"` // progress, lock, keep, answer; to the worker: kept
 
 	Stage string `json:"stage,omitempty"`
 	Done  uint64 `json:"done,omitempty"`
@@ -132,6 +136,8 @@ func decode(data []byte, f *os.File) (packet, *os.File, error) {
 	case p.Type == "progress" && f == nil && !p.Record && p.Fault == nil:
 		return p, nil, nil
 	case p.Type == "lock" && f != nil && !p.Record && p.Fault == nil:
+		return p, f, nil
+	case p.Type == "keep" && f != nil && p.Record && p.Fault == nil:
 		return p, f, nil
 	case p.Type == "answer" && p.Record == (f != nil) && (p.Fault == nil || f == nil):
 		return p, f, nil

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hearth/internal/fault"
 	"hearth/internal/secret"
 )
 
@@ -25,6 +26,9 @@ type Uplink interface {
 	// ImageLock hands a copy of the locked image to the daemon, which keeps it
 	// locked from now on. The file stays the caller's.
 	ImageLock(*os.File) error
+	// Keep has the daemon save the record and waits until it did. On error the
+	// host may have either record after a crash.
+	Keep(record []byte) error
 }
 
 // Serve is the worker's half: it takes the request from fds 0 and 3, lets
@@ -61,16 +65,32 @@ func serve(record *os.File, conn *net.UnixConn, handle func(context.Context, Req
 	defer stop()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	up := &uplink{conn: conn, kept: make(chan packet, 1)}
 	go func() {
-		// Nothing more is sent to us: whatever ends this read, the daemon is
-		// not the one that started us.
-		_, f, err := receive(conn, make([]byte, 1))
-		if err == nil && f != nil {
-			_ = f.Close()
+		// Whatever ends this, the daemon is not the one that started us.
+		defer cancel()
+		defer close(up.kept)
+		buf := make([]byte, maxPacket)
+		for {
+			data, f, err := receive(conn, buf)
+			if err != nil {
+				return
+			}
+			if f != nil {
+				_ = f.Close()
+				return
+			}
+			var p packet
+			if json.Unmarshal(data, &p) != nil || p.Type != "kept" {
+				return
+			}
+			select {
+			case up.kept <- p:
+			default:
+				return
+			}
 		}
-		cancel()
 	}()
-	up := &uplink{conn: conn}
 	out, err := handle(ctx, r, up)
 	answer := packet{Type: "answer"}
 	var f *os.File
@@ -139,6 +159,7 @@ func readRequest(record *os.File, conn *net.UnixConn) (r Request, err error) {
 type uplink struct {
 	mu   sync.Mutex
 	conn *net.UnixConn
+	kept chan packet // of one; closed when the daemon is gone
 }
 
 func (u *uplink) Progress(stage string, done, total uint64) {
@@ -148,6 +169,26 @@ func (u *uplink) Progress(stage string, done, total uint64) {
 func (u *uplink) ImageLock(f *os.File) error {
 	if err := u.send(packet{Type: "lock"}, f); err != nil {
 		return fmt.Errorf("hand over image lock: %w", err)
+	}
+	return nil
+}
+
+func (u *uplink) Keep(record []byte) error {
+	const op = "have record saved"
+	f, err := sealed("record", record)
+	if err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := u.send(packet{Type: "keep", Record: true}, f); err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	p, ok := <-u.kept
+	switch {
+	case !ok:
+		return fault.New(fault.ServiceUnknown, op, errors.New("the daemon is gone"))
+	case p.Fault != nil:
+		return fmt.Errorf("%s: %w", op, p.Fault.err("keep"))
 	}
 	return nil
 }

@@ -24,13 +24,22 @@ const answerGrace = 10 * time.Second
 type Event struct {
 	Progress  *Progress
 	ImageLock *os.File // the receiver's to close
-	Answer    *Answer  // the last one
+	Keep      *Keep
+	Answer    *Answer // the last one
 }
 
 // Progress says how far a stage is. Total 0 means that the end is unknown.
 type Progress struct {
 	Stage       string
 	Done, Total uint64
+}
+
+// Keep asks for a record to be saved before the operation goes on. The worker
+// waits until Reply was called, once.
+type Keep struct {
+	Record []byte
+	// Reply says that the record is saved, durably, or why it is not.
+	Reply func(error)
 }
 
 // Process is a running worker.
@@ -169,6 +178,13 @@ func (p *Process) packets() (*Answer, error) {
 			p.events <- Event{Progress: &Progress{m.Stage, m.Done, m.Total}}
 		case "lock":
 			p.events <- Event{ImageLock: f}
+		case "keep":
+			record, err := readRecord(f)
+			_ = f.Close()
+			if err != nil {
+				return nil, err
+			}
+			p.events <- Event{Keep: &Keep{record, p.kept}}
 		case "answer":
 			a := &Answer{}
 			if m.Fault != nil {
@@ -183,5 +199,16 @@ func (p *Process) packets() (*Answer, error) {
 			}
 			return a, nil
 		}
+	}
+}
+
+// kept answers a Keep. A worker that is gone does not hear it.
+func (p *Process) kept(err error) {
+	m := packet{Type: "kept"}
+	if err != nil {
+		m.Fault = wrongOf(err)
+	}
+	if data, err := json.Marshal(m); err == nil {
+		_, _ = p.conn.Write(data)
 	}
 }

@@ -59,6 +59,14 @@ var verbs = map[string]func(context.Context, Request, Uplink) ([]byte, error){
 		}
 		return nil, fault.New(fault.HomeBusy, "wait", ctx.Err())
 	},
+	"keep": func(_ context.Context, r Request, up Uplink) ([]byte, error) {
+		for range 2 {
+			if err := up.Keep(r.Record); err != nil {
+				return nil, err
+			}
+		}
+		return []byte("done"), nil
+	},
 	"exit":     func(context.Context, Request, Uplink) ([]byte, error) { os.Exit(3); return nil, nil },
 	"big":      func(context.Context, Request, Uplink) ([]byte, error) { return make([]byte, 1<<20), nil },
 	"nonsense": nil,
@@ -188,6 +196,38 @@ func TestImageLockOutlivesTheWorker(t *testing.T) {
 	}
 }
 
+// TestKeepWaits: the operation goes on only after the daemon's word, and ends
+// when there is none.
+func TestKeepWaits(t *testing.T) {
+	p := start(t, t.Context(), Request{Verb: "keep", Record: []byte("{}")})
+	e := <-p.Events()
+	if e.Keep == nil || string(e.Keep.Record) != "{}" {
+		t.Fatalf("got %+v", e)
+	}
+	select {
+	case e := <-p.Events():
+		t.Fatalf("it went on: %+v", e)
+	case <-time.After(100 * time.Millisecond):
+	}
+	e.Keep.Reply(nil)
+	if e = <-p.Events(); e.Keep == nil {
+		t.Fatalf("got %+v", e)
+	}
+	e.Keep.Reply(fault.New(fault.NoDiskSpace, "save", nil))
+	if a, _ := end(t, p); !fault.Is(a.Err, fault.NoDiskSpace) {
+		t.Errorf("got %v", a.Err)
+	}
+
+	p = start(t, t.Context(), Request{Verb: "keep", Record: []byte("{}")})
+	if e := <-p.Events(); e.Keep == nil {
+		t.Fatalf("got %+v", e)
+	}
+	_ = p.conn.CloseWrite()
+	if a, _ := end(t, p); !fault.Is(a.Err, fault.ServiceUnknown) {
+		t.Errorf("without an answer: %v", a.Err)
+	}
+}
+
 func TestCancelUnwinds(t *testing.T) {
 	for name, stop := range map[string]func(*Process, context.CancelFunc){
 		"cancel":           func(p *Process, _ context.CancelFunc) { p.Cancel() },
@@ -232,7 +272,7 @@ func TestStartRefuses(t *testing.T) {
 // packet whose descriptor does not fit its type.
 func FuzzDecode(f *testing.F) {
 	for _, s := range []string{
-		`{"type":"progress","stage":"a","done":1,"total":2}`, `{"type":"lock"}`,
+		`{"type":"progress","stage":"a","done":1,"total":2}`, `{"type":"lock"}`, `{"type":"keep","record":true}`, `{"type":"kept"}`,
 		`{"type":"answer","record":true}`, `{"type":"answer","fault":{"kind":"HomeBusy","chain":"x"}}`, `[]`, `{"type":1}`,
 	} {
 		f.Add([]byte(s), true)
