@@ -447,8 +447,8 @@ func (m *Machine) BootSeconds() float64 { return m.bootSeconds }
 // Command is something to run in the guest.
 type Command struct {
 	Argv  []string
-	Env   []string // NAME=VALUE, on top of what root has after logging in
-	Dir   string
+	Env   []string  // NAME=VALUE, on top of what root has after logging in
+	Dir   string    // /root if empty
 	Stdin io.Reader // nothing if nil
 	// Stdout and Stderr get the output as it comes. Where they are nil it is
 	// kept for the Result.

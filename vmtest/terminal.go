@@ -145,8 +145,9 @@ func (t *Terminal) Transcript() string {
 }
 
 // Interactive gives the user's own terminal, in and out, to a command in the
-// guest until it ends, and returns its exit status.
-func (m *Machine) Interactive(in, out *os.File, argv ...string) (int, error) {
+// guest until it ends, and returns its exit status. It ends early with ctx, or
+// when the user's terminal hangs up.
+func (m *Machine) Interactive(ctx context.Context, in, out *os.File, argv ...string) (int, error) {
 	fd := int(in.Fd())
 	size := func() wire.Size {
 		w, h, err := term.GetSize(fd)
@@ -190,9 +191,14 @@ func (m *Machine) Interactive(in, out *os.File, argv ...string) (int, error) {
 				t.Send(string(buf[:n]))
 			}
 			if err != nil {
+				t.Close()
 				return
 			}
 		}
 	}()
-	return t.Wait(context.Background())
+	code, err := t.Wait(ctx)
+	if ctx.Err() != nil {
+		t.Close()
+	}
+	return code, err
 }

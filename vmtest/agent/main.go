@@ -191,7 +191,9 @@ func (c *channel) run(q wire.Request) (wire.Result, error) {
 	}
 	cmd := exec.Command(q.Argv[0], q.Argv[1:]...)
 	cmd.Env = append(environment(), q.Env...)
-	cmd.Dir = q.Dir
+	if cmd.Dir = q.Dir; q.Dir == "" {
+		cmd.Dir = "/root"
+	}
 	// A daemon that a script leaves behind keeps the pipes open; the script's
 	// own output is in them when it exits, so a moment is enough.
 	cmd.WaitDelay = time.Second

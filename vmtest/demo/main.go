@@ -35,7 +35,7 @@ const (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	if err := show(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "\ndemo: %v\n", err)
@@ -79,20 +79,22 @@ You are root in the guest now. Ann's password is %s; try
 that is in it are gone when you leave this shell.
 
 `, password)
-	// The terminal is raw from here on: an interrupt is the guest's to have.
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, os.Interrupt)
-	defer signal.Stop(stop)
-	_, err = m.Interactive(os.Stdin, os.Stdout, "bash", "--login")
+	_, err = m.Interactive(ctx, os.Stdin, os.Stdout, "bash", "--login")
 	return err
 }
+
+// bashrc is for the shell at the end. login hangs up the terminal that it is
+// on, and with it any shell that it was started from.
+const bashrc = `PS1='root@guest:\w# '
+login() { script --quiet --return --command "login $*" /dev/null; }
+`
 
 // built is what "make build" made and "make install" copies.
 func built() ([]vmtest.Item, error) {
 	if _, err := os.Stat("build/bin/homed"); err != nil {
 		return nil, errors.New(`not built yet; run "make build", or "make demo", which does`)
 	}
-	var items []vmtest.Item
+	items := []vmtest.Item{{Guest: "/root/.bashrc", Data: []byte(bashrc)}}
 	for _, p := range []string{"build/bin", "build/pam_home.so", "build/prefix", "cmd/homed/system", "pamhome/shim/hearth.pam-config", "docs/man"} {
 		if _, err := os.Stat(p); err == nil {
 			items = append(items, vmtest.Item{Host: p, Guest: filepath.Join(tree, p)})

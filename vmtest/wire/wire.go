@@ -90,7 +90,7 @@ type Request struct {
 	Op    string
 	Argv  []string `json:",omitempty"`
 	Env   []string `json:",omitempty"` // NAME=VALUE, on top of the agent's own
-	Dir   string   `json:",omitempty"`
+	Dir   string   `json:",omitempty"` // /root if empty
 	TTY   *Size    `json:",omitempty"` // run on a terminal of this size; all output is Stdout then
 	Path  string   `json:",omitempty"`
 	Mode  uint32   `json:",omitempty"` // of a file written
