@@ -1,0 +1,258 @@
+package fsops
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The requests of linux/btrfs.h that are used here.
+const (
+	btrfsSnapDestroy  = 0x5000940F
+	btrfsInoLookup    = 0xD0009412
+	btrfsSubvolGet    = 0x80089419
+	btrfsSubvolSet    = 0x4008941A
+	btrfsQuotaCtl     = 0xC0109428
+	btrfsQgroupCreate = 0x4010942A
+	btrfsQgroupLimit  = 0x8030942B
+	btrfsRescanWait   = 0x942E
+	btrfsFsInfo       = 0x8400941F
+	btrfsDevInfo      = 0xD000941E
+
+	subvolReadOnly = 1 << 1 // BTRFS_SUBVOL_RDONLY
+	subvolInode    = 256    // BTRFS_FIRST_FREE_OBJECTID, of every subvolume's top
+)
+
+// qgroupTries bounds how often we wait for a rescan that keeps a qgroup busy.
+const qgroupTries = 10
+
+func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) error {
+	return onFD(f, func(fd int) error {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg)); errno != 0 {
+			return errno
+		}
+		return nil
+	})
+}
+
+// IsSubvolume reports whether dir is the top of a btrfs subvolume.
+func IsSubvolume(dir *os.File) (bool, error) {
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	err := onFD(dir, func(fd int) error { return unix.Fstat(fd, &st) })
+	if err == nil {
+		err = onFD(dir, func(fd int) error { return unix.Fstatfs(fd, &fs) })
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a subvolume: %w", err)
+	}
+	return uint32(fs.Type) == unix.BTRFS_SUPER_MAGIC && st.Ino == subvolInode, nil
+}
+
+// SubvolumeID returns the number of the subvolume that dir is in.
+func SubvolumeID(dir *os.File) (uint64, error) {
+	var args struct { // btrfs_ioctl_ino_lookup_args
+		tree, object uint64
+		name         [4080]byte
+	}
+	args.object = subvolInode
+	if err := ioctl(dir, btrfsInoLookup, unsafe.Pointer(&args)); err != nil {
+		return 0, fmt.Errorf("ask for the subvolume's number: %w", err)
+	}
+	return args.tree, nil
+}
+
+// limitSubvolume bounds what the subvolume that dir is the top of refers to.
+// Quota is switched on for the whole file system, and stays.
+func limitSubvolume(dir *os.File, limit uint64) error {
+	id, err := SubvolumeID(dir)
+	if err != nil {
+		return err
+	}
+	enable := struct{ cmd, status uint64 }{cmd: 1} // BTRFS_QUOTA_CTL_ENABLE
+	// On where it is on already is an error; what matters is the limit.
+	_ = ioctl(dir, btrfsQuotaCtl, unsafe.Pointer(&enable))
+	args := struct { // btrfs_ioctl_qgroup_limit_args
+		qgroup, flags, maxReferenced, maxExclusive, rsvReferenced, rsvExclusive uint64
+	}{qgroup: id, flags: 1 /* BTRFS_QGROUP_LIMIT_MAX_RFER */, maxReferenced: limit}
+	if err := patiently(dir, func() error { return ioctl(dir, btrfsQgroupLimit, unsafe.Pointer(&args)) }); err != nil {
+		return fmt.Errorf("limit subvolume: %w", err)
+	}
+	return nil
+}
+
+// DropQgroup deletes the qgroup of a subvolume that was removed; dir is
+// anywhere on its file system. Without quota there is none, which is success.
+// The kernel keeps it busy until the subvolume's blocks are gone.
+func DropQgroup(dir *os.File, subvolume uint64) error {
+	args := struct{ create, qgroup uint64 }{qgroup: subvolume}
+	err := patiently(dir, func() error { return ioctl(dir, btrfsQgroupCreate, unsafe.Pointer(&args)) })
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTCONN) {
+		return fmt.Errorf("drop qgroup: %w", err)
+	}
+	return nil
+}
+
+func patiently(dir *os.File, f func() error) (err error) {
+	for range qgroupTries {
+		if err = f(); !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		if werr := ioctl(dir, btrfsRescanWait, nil); werr != nil {
+			return errors.Join(err, werr)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
+}
+
+// BlockDevice returns the numbers of the one block device that the file system
+// of dir is on; none where it is on several, or on something else.
+func BlockDevice(dir *os.File) (major, minor uint32, ok bool) {
+	var st unix.Stat_t
+	if onFD(dir, func(fd int) error { return unix.Fstat(fd, &st) }) != nil {
+		return 0, 0, false
+	}
+	if major, minor = unix.Major(st.Dev), unix.Minor(st.Dev); major != 0 {
+		return major, minor, true
+	}
+	// btrfs shows a made-up number.
+	var info struct { // btrfs_ioctl_fs_info_args
+		maxID, devices uint64
+		rest           [1008]byte
+	}
+	if ioctl(dir, btrfsFsInfo, unsafe.Pointer(&info)) != nil || info.devices != 1 {
+		return 0, 0, false
+	}
+	for id := uint64(1); id <= min(info.maxID, 1024); id++ {
+		dev := struct { // btrfs_ioctl_dev_info_args
+			id   uint64
+			rest [3064]byte
+			path [1024]byte
+		}{id: id}
+		if ioctl(dir, btrfsDevInfo, unsafe.Pointer(&dev)) != nil {
+			continue // numbers of devices that were taken out
+		}
+		path, _, _ := bytes.Cut(dev.path[:], []byte{0})
+		if unix.Stat(string(path), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+			return 0, 0, false
+		}
+		return unix.Major(st.Rdev), unix.Minor(st.Rdev), true
+	}
+	return 0, 0, false
+}
+
+// RemoveTree deletes name in dir and all below it, btrfs subvolumes included.
+// What does not exist is no error. It follows no symlink and enters nothing
+// that is mounted inside: such a place stays, with EBUSY.
+func RemoveTree(ctx context.Context, dir *os.File, name string) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	fail := func(err error) error {
+		return &os.PathError{Op: "remove", Path: dir.Name() + "/" + name, Err: err}
+	}
+	first := onFD(dir, func(fd int) error { return unix.Unlinkat(fd, name, 0) })
+	switch {
+	case first == nil, errors.Is(first, unix.ENOENT):
+		return nil
+	case !errors.Is(first, unix.EISDIR):
+		return fail(first)
+	}
+	var at int
+	err := onFD(dir, func(fd int) (err error) {
+		at, err = unix.Openat2(fd, name, &unix.OpenHow{
+			Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS,
+		})
+		return err
+	})
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case errors.Is(err, unix.EXDEV):
+		return fail(unix.EBUSY)
+	case err != nil:
+		return fail(err)
+	}
+	tree := os.NewFile(uintptr(at), dir.Name()+"/"+name)
+	defer func() { _ = tree.Close() }()
+	subvolume, err := IsSubvolume(tree)
+	if err != nil {
+		return fail(err)
+	}
+	drop := func() error { return unlinkDirectory(dir, name) }
+	if subvolume {
+		drop = func() error { return destroySubvolume(dir, name) }
+		// At once, unless others are nested in it.
+		if drop() == nil {
+			return nil
+		}
+		if err := makeWritable(tree); err != nil {
+			return fail(err)
+		}
+	}
+	// Whoever still has it open may add to it while we are at it.
+	for range 3 {
+		if err = empty(ctx, tree); err != nil {
+			return err
+		}
+		if err = drop(); !errors.Is(err, unix.ENOTEMPTY) {
+			break
+		}
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fail(err)
+	}
+	return nil
+}
+
+func empty(ctx context.Context, tree *os.File) error {
+	if _, err := tree.Seek(0, 0); err != nil {
+		return err
+	}
+	names, err := tree.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := RemoveTree(ctx, tree, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func unlinkDirectory(dir *os.File, name string) error {
+	return onFD(dir, func(fd int) error { return unix.Unlinkat(fd, name, unix.AT_REMOVEDIR) })
+}
+
+func destroySubvolume(dir *os.File, name string) error {
+	var args struct { // btrfs_ioctl_vol_args
+		fd   int64
+		name [4088]byte
+	}
+	if len(name) >= len(args.name) {
+		return unix.ENAMETOOLONG
+	}
+	copy(args.name[:], name)
+	return ioctl(dir, btrfsSnapDestroy, unsafe.Pointer(&args))
+}
+
+func makeWritable(subvolume *os.File) error {
+	var flags uint64
+	if err := ioctl(subvolume, btrfsSubvolGet, unsafe.Pointer(&flags)); err != nil {
+		return err
+	}
+	if flags&subvolReadOnly == 0 {
+		return nil
+	}
+	flags &^= subvolReadOnly
+	return ioctl(subvolume, btrfsSubvolSet, unsafe.Pointer(&flags))
+}
