@@ -57,7 +57,7 @@ func (f *flow) activate(ctx context.Context) (out *records.Record, err error) {
 	}
 	if got.WriteEmbedded {
 		if err := mounts.SyncFS(setup.Root); err != nil {
-			return nil, spaceFault("sync home", err)
+			return nil, SpaceFault("sync home", err)
 		}
 	}
 	if err := ctx.Err(); err != nil {
@@ -75,7 +75,7 @@ func (f *flow) activate(ctx context.Context) (out *records.Record, err error) {
 
 // openAbsent makes sure that the home is not active, then opens it.
 func (f *flow) openAbsent(ctx context.Context) (*Setup, error) {
-	state, herr := testHome(f.view.HomeDirectory)
+	state, herr := testHome(&f.view)
 	there, ierr := imageThere(f.view.ImagePath)
 	err := errors.Join(herr, ierr)
 	switch {

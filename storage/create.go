@@ -19,7 +19,7 @@ func (f *flow) create(ctx context.Context) (out *records.Record, err error) {
 	if err := records.RequirePlaintexts(f.record, f.secrets); err != nil {
 		return nil, err
 	}
-	state, err := testHome(f.view.HomeDirectory)
+	state, err := testHome(&f.view)
 	if err != nil {
 		return nil, err
 	}
@@ -72,19 +72,19 @@ func (f *flow) populate(ctx context.Context, s *Setup) error {
 	const op = "populate home"
 	v := &f.view
 	if err := fsops.CopySkeleton(ctx, v.SkeletonDirectory, s.Root, v.UID, v.GID); err != nil {
-		return spaceFault(op, err)
+		return SpaceFault(op, err)
 	}
 	if err := writeIdentity(s.Root, f.record, v.UID, v.GID, f.Rand); err != nil {
 		return err
 	}
 	if err := fsops.ChownTree(ctx, s.Root, v.UID, v.GID); err != nil {
-		return spaceFault(op, err)
+		return SpaceFault(op, err)
 	}
 	if err := s.Root.Chmod(os.FileMode(v.AccessMode) & os.ModePerm); err != nil {
-		return spaceFault(op, err)
+		return SpaceFault(op, err)
 	}
 	if err := mounts.SyncFS(s.Root); err != nil {
-		return spaceFault(op, err)
+		return SpaceFault(op, err)
 	}
 	return nil
 }

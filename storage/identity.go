@@ -66,7 +66,7 @@ func writeIdentity(root *os.File, r *records.Record, uid, gid uint32, rand io.Re
 	const op = "write " + identityName
 	defer func() {
 		if err != nil {
-			err = spaceFault(op, err)
+			err = SpaceFault(op, err)
 		}
 	}()
 	temp, err := TempName(rand, "", identityName)
@@ -98,15 +98,4 @@ func writeIdentity(root *os.File, r *records.Record, uid, gid uint32, rand io.Re
 		return err
 	}
 	return root.Sync()
-}
-
-// spaceFault gives a failed write its kind.
-func spaceFault(op string, err error) error {
-	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return fault.New(fault.NoDiskSpace, op, err)
-	case errors.Is(err, unix.EIO):
-		return fault.New(fault.IOError, op, err)
-	}
-	return fault.New(fault.Unknown, op, err)
 }

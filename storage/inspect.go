@@ -28,7 +28,7 @@ func (f *flow) inspect(ctx context.Context) (out *records.Record, err error) {
 
 // openAny opens an inactive home or adopts an active one.
 func (f *flow) openAny(ctx context.Context) (*Setup, error) {
-	state, herr := testHome(f.view.HomeDirectory)
+	state, herr := testHome(&f.view)
 	there, ierr := imageThere(f.view.ImagePath)
 	err := errors.Join(herr, ierr)
 	if err == nil && !there {

@@ -121,6 +121,9 @@ func (f *flow) locate(backends map[string]Backend) error {
 		// The choice is this machine's, so it goes into its binding; paths
 		// and discard defaults follow from there.
 		storage := f.DefaultStorage
+		if storage == "" && f.verb == Create {
+			storage = survey(f.HomeRoot, backends).choose()
+		}
 		if storage == "" {
 			storage = "luks"
 		}
@@ -164,7 +167,8 @@ const (
 // testHome looks at the home directory before anything is touched. Faults:
 // HomeBusy if something is in it that mounting would hide, Unknown if it is
 // no directory.
-func testHome(path string) (homeState, error) {
+func testHome(v *records.View) (homeState, error) {
+	path := v.HomeDirectory
 	const op = "look at home directory"
 	info, err := os.Lstat(path)
 	switch {
@@ -181,6 +185,10 @@ func testHome(path string) (homeState, error) {
 	}
 	if mounted {
 		return homeMounted, nil
+	}
+	if path == v.ImagePath {
+		// The area itself, which is mounted on top of itself.
+		return homeExists, nil
 	}
 	dir, err := os.Open(path)
 	if err != nil {

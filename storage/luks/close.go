@@ -119,17 +119,8 @@ func (Backend) Remove(_ context.Context, a storage.Area) error {
 	if err := unix.Unlink(a.ImagePath); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fault.New(fault.Unknown, op, fmt.Errorf("%s: %w", a.ImagePath, err))
 	}
-	if err := syncDirectory(filepath.Dir(a.ImagePath)); err != nil {
+	if err := storage.SyncDirectory(filepath.Dir(a.ImagePath)); err != nil {
 		return fault.New(fault.IOError, op, err)
 	}
 	return nil
-}
-
-func syncDirectory(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dir.Close() }()
-	return dir.Sync()
 }

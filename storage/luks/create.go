@@ -178,10 +178,7 @@ func newImage(a storage.Area, s *storage.Setup, r recipe) (image *os.File, size 
 		if err := file.Sync(); err != nil {
 			return spaceFault("sync image", err)
 		}
-		if err := rename(temp, a.ImagePath); err != nil {
-			return err
-		}
-		return syncDirectory(dir)
+		return storage.PutInPlace(temp, a.ImagePath)
 	})
 	noCOW(file)
 	if size, err = imageSize(a, file, r); err != nil {
@@ -196,25 +193,6 @@ func newImage(a storage.Area, s *storage.Setup, r recipe) (image *os.File, size 
 		return nil, 0, fault.New(fault.NoDiskSpace, op, fmt.Errorf("room for %d bytes, %d are needed", got, r.least))
 	}
 	return file, got, nil
-}
-
-// rename puts the image in its place unless something is there by now.
-func rename(temp, path string) error {
-	const op = "put image in place"
-	err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		// A file system that cannot promise it; a link can.
-		if err = unix.Link(temp, path); err == nil {
-			err = unix.Unlink(temp)
-		}
-	}
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, unix.EEXIST):
-		return fault.New(fault.FileExists, op, fmt.Errorf("%s: %w", path, err))
-	}
-	return spaceFault(op, err)
 }
 
 // noCOW asks a file system that copies on write, or compresses, to leave that

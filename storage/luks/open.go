@@ -55,7 +55,8 @@ func (Backend) Open(ctx context.Context, a storage.Area, c *storage.Credentials)
 	}
 	s.Private = &opened{window: img.window, header: img.header}
 	if a.Active {
-		err = adopt(a, s)
+		s.Found.FileSystemUUID = a.Bound.FileSystemUUID
+		err = storage.Adopt(a, s)
 	} else {
 		err = img.setUp(ctx, a, s)
 	}
@@ -193,22 +194,6 @@ func prefault(n uint64) {
 	runtime.GC()
 }
 
-// adopt opens the directory of the home that is active already. What is open
-// belongs to someone else and stays.
-func adopt(a storage.Area, s *storage.Setup) error {
-	fd, err := unix.Open(a.HomeDirectory, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fault.New(fault.IOError, "open active home", err)
-	}
-	s.Root = os.NewFile(uintptr(fd), a.HomeDirectory)
-	s.Finally("close home", func(context.Context) error { return s.Root.Close() })
-	if s.Found.FileSystemType, err = mounts.FSType(s.Root); err != nil {
-		return fault.New(fault.IOError, "look at active home", err)
-	}
-	s.Found.FileSystemUUID = a.Bound.FileSystemUUID
-	return nil
-}
-
 // setUp makes the devices, checks and mounts the file system, and opens the
 // user's directory.
 func (c *container) setUp(ctx context.Context, a storage.Area, s *storage.Setup) error {
@@ -265,8 +250,7 @@ func (c *container) setUp(ctx context.Context, a storage.Area, s *storage.Setup)
 // enter makes root the setup's, closes it before the unmount, and trims it
 // before that where free blocks are not to be kept while nobody is in.
 func enter(a storage.Area, s *storage.Setup, root *os.File) {
-	s.Root = root
-	s.Finally("close home", func(context.Context) error { return s.Root.Close() })
+	s.Enter(root)
 	s.Undo("sync home", func(context.Context) error {
 		if a.LUKS.OfflineDiscard {
 			trim(a, s.Root, "home was not trimmed")
@@ -277,15 +261,7 @@ func enter(a storage.Area, s *storage.Setup, root *os.File) {
 
 func mount(a storage.Area, s *storage.Setup, node string) error {
 	data, flags := fsops.MountOptions(s.Found.FileSystemType, a.LUKS.Discard, a.LUKS.ExtraMountOptions)
-	for _, f := range []struct {
-		set bool
-		bit uintptr
-	}{{a.NoSuid, unix.MS_NOSUID}, {a.NoDevices, unix.MS_NODEV}, {a.NoExec, unix.MS_NOEXEC}} {
-		if f.set {
-			flags |= f.bit
-		}
-	}
-	if err := mounts.Mount(node, mounts.Work, s.Found.FileSystemType, flags, data); err != nil {
+	if err := mounts.Mount(node, mounts.Work, s.Found.FileSystemType, flags|a.MountFlags(), data); err != nil {
 		return err
 	}
 	// Where the home was published it has a mount of its own by then.

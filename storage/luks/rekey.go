@@ -1,0 +1,69 @@
+package luks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"hearth/internal/secret"
+	"hearth/storage"
+	"hearth/storage/luks2"
+)
+
+// Rekey implements storage.Backend. The volume key stays, so what is open
+// remains open. The passphrases get the lowest free keyslots; every other
+// keyslot goes with Retire, also those that somebody else made.
+func (Backend) Rekey(ctx context.Context, s *storage.Setup, c *storage.Credentials) error {
+	o, ok := s.Private.(*opened)
+	if !ok {
+		return errors.New("the setup has no LUKS2 header")
+	}
+	r := &rekeying{header: o.header, device: o.window, old: o.header.Keyslots()}
+	if err := r.add(ctx, s.VolumeKey, c.Passphrases, o.pbkdf); err != nil {
+		return err
+	}
+	s.OnRekey(r.retire, r.revert)
+	return nil
+}
+
+// rekeying is a change of keyslots between its two halves.
+type rekeying struct {
+	header   *luks2.Header
+	device   luks2.Device
+	old, new []int
+}
+
+// add makes the new keyslots. On error none of them is left.
+func (r *rekeying) add(ctx context.Context, volumeKey *secret.Bytes, passphrases []*secret.Bytes, p luks2.PBKDF) error {
+	if len(passphrases) == 0 {
+		return errors.New("rekey: no passphrase given")
+	}
+	for i, passphrase := range passphrases {
+		err := ctx.Err()
+		if err == nil {
+			var n int
+			if n, err = r.header.AddKeyslot(r.device, volumeKey, passphrase, p); err == nil {
+				r.new = append(r.new, n)
+				continue
+			}
+		}
+		return errors.Join(spaceFault(fmt.Sprintf("add keyslot for passphrase %d", i), err), r.revert())
+	}
+	return nil
+}
+
+// retire destroys the keyslots that were there before.
+func (r *rekeying) retire() error { return r.remove(r.old) }
+
+// revert destroys the new ones.
+func (r *rekeying) revert() error { return r.remove(r.new) }
+
+func (r *rekeying) remove(slots []int) error {
+	var errs []error
+	for _, n := range slots {
+		if err := r.header.RemoveKeyslot(r.device, n); err != nil {
+			errs = append(errs, spaceFault(fmt.Sprintf("destroy keyslot %d", n), err))
+		}
+	}
+	return errors.Join(errs...)
+}
