@@ -19,12 +19,21 @@ import (
 	"hearth/internal/journal"
 	"hearth/records"
 	"hearth/storage"
+	"hearth/storage/directory"
 	"hearth/storage/luks"
 	"hearth/storage/mounts"
+	"hearth/storage/subvolume"
 )
 
 // badPasswordPause is the unit of time that a refused password takes.
 const badPasswordPause = 3 * time.Second
+
+// backends are the kinds of storage that are built, by the record's words.
+var backends = map[string]storage.Backend{
+	"luks":      luks.Backend{},
+	"directory": directory.Backend{},
+	"subvolume": subvolume.Backend{},
+}
 
 func main() {
 	log := journal.New("homework")
@@ -88,7 +97,7 @@ func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Up
 		Progress:              up.Progress,
 		ImageLock:             up.ImageLock,
 		HaveImageLock:         r.Params.HaveImageLock,
-	}, r.Verb, record, secrets, map[string]storage.Backend{"luks": luks.Backend{}})
+	}, r.Verb, record, secrets, backends)
 	if err != nil {
 		slowDown(ctx, err, secrets, time.Since(start))
 		return nil, err

@@ -40,6 +40,7 @@ var rules = []rule{
 	{"storage", []string{"records", "storage/dm", "storage/loop", "storage/keyring", "storage/mounts", "storage/fsops", "storage/presence"}, "flows order steps; which backend does them is the worker's choice"},
 	{"storage/luks", []string{"records", "storage", "storage/luks2", "storage/gpt", "storage/dm", "storage/loop", "storage/keyring", "storage/mounts", "storage/fsops"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
 	{"storage/directory", []string{"records", "storage", "storage/mounts", "storage/fsops"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
+	{"storage/subvolume", []string{"records", "storage", "storage/mounts", "storage/fsops"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
 	{"storage/storagetest", []string{"records", "storage", "storage/..."}, "the suite every backend passes"},
 
 	{"homed/home", nil, "the state machine is pure: a table tests the whole of it"},

@@ -14,10 +14,12 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,6 +45,11 @@ type Kind struct {
 	// Image says that the area is one file of a size that is allocated at
 	// once, so that a full disk can be told from a full home.
 	Image bool
+	// FileSystem is the type that the home root is to be made of; empty is
+	// whatever the machine has.
+	FileSystem string
+	// MkfsOptions are for making it, MountOptions for mounting it.
+	MkfsOptions, MountOptions []string
 	// Remains names what of a user's home the kernel still holds, beyond
 	// mounts and loop devices below the home root. May be nil.
 	Remains func(user string) []string
@@ -53,8 +60,9 @@ var Machine = records.Machine{ID: "6c6f6e672d6c6976652d746573747321", Hostname: 
 
 const (
 	// UID owns the homes of the suite.
-	UID      = 60123
-	password = "correct horse"
+	UID = 60123
+	// Password opens them.
+	Password = "correct horse"
 )
 
 // limit bounds one operation: on a slow guest one takes a second or two.
@@ -122,6 +130,9 @@ func New(t *testing.T, k Kind) *World {
 			t.Fatal(err)
 		}
 	}
+	if k.FileSystem != "" {
+		w.disk(t, filepath.Join(dir, "disk"))
+	}
 	if err := os.WriteFile(filepath.Join(skeleton, ".profile"), []byte("umask 027\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +144,7 @@ func New(t *testing.T, k Kind) *World {
 	fields := map[string]any{
 		"userName": w.User, "uid": UID, "gid": UID, "disposition": "regular", "storage": k.Storage,
 		"skeletonDirectory": skeleton, "lastChangeUSec": 1000,
-		"privileged": map[string]any{"hashedPassword": []string{hash(t, password)}},
+		"privileged": map[string]any{"hashedPassword": []string{hash(t, Password)}},
 	}
 	for name, v := range k.Fields {
 		fields[name] = v
@@ -154,6 +165,47 @@ func New(t *testing.T, k Kind) *World {
 	return w
 }
 
+// disk makes a file system in an image and mounts it on the home root.
+func (w *World) disk(t *testing.T, image string) {
+	t.Helper()
+	const size = 256 << 20
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, size); err != nil {
+		t.Fatal(err)
+	}
+	mkfs := exec.Command("/usr/sbin/mkfs."+w.Kind.FileSystem, append(append([]string{}, w.Kind.MkfsOptions...), "-q", image)...)
+	if out, err := mkfs.CombinedOutput(); err != nil {
+		t.Fatalf("mkfs: %v\n%s", err, out)
+	}
+	options := strings.Join(append([]string{"loop"}, w.Kind.MountOptions...), ",")
+	if out, err := exec.Command("mount", "-t", w.Kind.FileSystem, "-o", options, image, w.Root).CombinedOutput(); err != nil {
+		if len(w.Kind.MountOptions) > 0 {
+			t.Skipf("the kernel does not mount %s with %q: %s", w.Kind.FileSystem, w.Kind.MountOptions, out)
+		}
+		t.Fatalf("mount: %v\n%s", err, out)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(w.Root, 0); err != nil {
+			t.Errorf("unmount the home root: %v", err)
+		}
+		for range 100 { // the loop device goes a moment after the mount
+			if len(testenv.LoopsBelow(filepath.Dir(image))) == 0 {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	if err := os.Chmod(w.Root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// Not what mkfs leaves: the suite looks for what homes leave.
+	if err := os.Remove(filepath.Join(w.Root, "lost+found")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+}
+
 func parse(t testing.TB, fields map[string]any) *records.Record {
 	t.Helper()
 	text, err := json.Marshal(fields)
@@ -167,8 +219,8 @@ func parse(t testing.TB, fields map[string]any) *records.Record {
 	return r
 }
 
-// with returns the world's record with fields changed.
-func (w *World) with(t testing.TB, fields map[string]any) *records.Record {
+// With returns the world's record with fields changed.
+func (w *World) With(t testing.TB, fields map[string]any) *records.Record {
 	t.Helper()
 	var all map[string]any
 	d := json.NewDecoder(bytes.NewReader(w.Record.Compact()))
@@ -299,6 +351,20 @@ func (w *World) write(t testing.TB, name, text string) {
 	}
 }
 
+// Overfill writes mib MiB to a file as the user and returns what the program
+// that did it said; empty if all of it went in.
+func (w *World) Overfill(t testing.TB, name string, mib int) string {
+	t.Helper()
+	cmd := exec.Command("dd", "if=/dev/zero", "of="+filepath.Join(w.Home(), name), "bs=1M", fmt.Sprintf("count=%d", mib), "conv=fsync")
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: UID, Gid: UID}}
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return ""
+	}
+	return string(out) + err.Error()
+}
+
 // holds demands a file of the user's with that content.
 func (w *World) holds(t testing.TB, name, text string) {
 	t.Helper()
@@ -334,7 +400,7 @@ func (w *World) View() records.View {
 }
 
 func life(t *testing.T, w *World) {
-	w.Must(t, storage.Create, password)
+	w.Must(t, storage.Create, Password)
 	w.Idle(t)
 	if _, err := os.Stat(w.View().ImagePath); err != nil {
 		t.Fatal(err)
@@ -346,10 +412,10 @@ func life(t *testing.T, w *World) {
 	if !ok || b.Storage != w.Kind.Storage || b.ImagePath != w.View().ImagePath || b.UID != UID || b.HomeDirectory != "" {
 		t.Errorf("binding after create: %+v", b)
 	}
-	w.Must(t, storage.Inspect, password)
+	w.Must(t, storage.Inspect, Password)
 	w.Idle(t)
 
-	w.Must(t, storage.Activate, password)
+	w.Must(t, storage.Activate, Password)
 	if mounted, err := mounts.IsMountPoint(w.Home()); err != nil || !mounted {
 		t.Fatalf("home is not mounted: %v", err)
 	}
@@ -376,7 +442,7 @@ func life(t *testing.T, w *World) {
 		t.Errorf("mode of .identity: %v, %v", info.Mode(), err)
 	}
 	w.write(t, "letter", "dear ann")
-	w.Must(t, storage.Inspect, password)
+	w.Must(t, storage.Inspect, Password)
 	w.Refused(t, storage.Inspect, "battery staple", fault.BadPassword)
 	if mounted, _ := mounts.IsMountPoint(w.Home()); !mounted {
 		t.Error("inspecting an active home closed it")
@@ -392,7 +458,7 @@ func life(t *testing.T, w *World) {
 		t.Errorf("mount point after deactivation: %v, %v", left, err)
 	}
 
-	w.Must(t, storage.Activate, password)
+	w.Must(t, storage.Activate, Password)
 	w.holds(t, "letter", "dear ann")
 	w.Must(t, storage.Deactivate, "")
 
@@ -406,7 +472,7 @@ func life(t *testing.T, w *World) {
 }
 
 func wrongPassword(t *testing.T, w *World) {
-	w.Must(t, storage.Create, password)
+	w.Must(t, storage.Create, Password)
 	for _, verb := range []string{storage.Activate, storage.Inspect} {
 		w.Refused(t, verb, "battery staple", fault.BadPassword)
 		w.Refused(t, verb, "", fault.BadPassword, fault.KeyUnavailable)
@@ -418,12 +484,12 @@ func wrongPassword(t *testing.T, w *World) {
 			t.Errorf("%s with a wrong password handed over the lock", verb)
 		}
 	}
-	w.Must(t, storage.Activate, password)
+	w.Must(t, storage.Activate, Password)
 }
 
 func absent(t *testing.T, w *World) {
-	w.Refused(t, storage.Activate, password, fault.HomeAbsent)
-	w.Refused(t, storage.Inspect, password, fault.HomeAbsent)
+	w.Refused(t, storage.Activate, Password, fault.HomeAbsent)
+	w.Refused(t, storage.Inspect, Password, fault.HomeAbsent)
 	w.Refused(t, storage.Activate, "battery staple", fault.BadPassword)
 	if _, err := os.Lstat(w.Home()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an absent home got a directory: %v", err)
@@ -431,10 +497,10 @@ func absent(t *testing.T, w *World) {
 }
 
 func alreadyActive(t *testing.T, w *World) {
-	w.Must(t, storage.Create, password)
-	w.Must(t, storage.Activate, password)
+	w.Must(t, storage.Create, Password)
+	w.Must(t, storage.Activate, Password)
 	w.write(t, "letter", "dear ann")
-	w.Refused(t, storage.Activate, password, fault.HomeAlreadyActive)
+	w.Refused(t, storage.Activate, Password, fault.HomeAlreadyActive)
 	w.holds(t, "letter", "dear ann")
 }
 
@@ -442,7 +508,7 @@ func lockedElsewhere(t *testing.T, w *World) {
 	if !w.Kind.Image {
 		t.Skip("only images are locked")
 	}
-	w.Must(t, storage.Create, password)
+	w.Must(t, storage.Create, Password)
 	other, err := os.Open(w.View().ImagePath)
 	if err != nil {
 		t.Fatal(err)
@@ -451,8 +517,8 @@ func lockedElsewhere(t *testing.T, w *World) {
 	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	w.Refused(t, storage.Activate, password, fault.HomeInUse)
-	w.Refused(t, storage.Inspect, password, fault.HomeInUse)
+	w.Refused(t, storage.Activate, Password, fault.HomeInUse)
+	w.Refused(t, storage.Inspect, Password, fault.HomeInUse)
 	w.Idle(t)
 	if w.dirty(t) {
 		t.Error("an image that is used elsewhere was made dirty")
@@ -460,7 +526,7 @@ func lockedElsewhere(t *testing.T, w *World) {
 	if err := unix.Flock(int(other.Fd()), unix.LOCK_UN); err != nil {
 		t.Fatal(err)
 	}
-	w.Must(t, storage.Activate, password)
+	w.Must(t, storage.Activate, Password)
 	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
 		t.Errorf("the image of an active home is not locked: %v", err)
 	}
@@ -468,8 +534,8 @@ func lockedElsewhere(t *testing.T, w *World) {
 
 // busy: who is in the home keeps it open, and nothing is half closed.
 func busy(t *testing.T, w *World) {
-	w.Must(t, storage.Create, password)
-	w.Must(t, storage.Activate, password)
+	w.Must(t, storage.Create, Password)
+	w.Must(t, storage.Activate, Password)
 	w.write(t, "letter", "dear ann")
 	in, err := os.Open(filepath.Join(w.Home(), "letter"))
 	if err != nil {
@@ -489,8 +555,8 @@ func busy(t *testing.T, w *World) {
 
 // force: the home goes from under who is in it.
 func force(t *testing.T, w *World) {
-	w.Must(t, storage.Create, password)
-	w.Must(t, storage.Activate, password)
+	w.Must(t, storage.Create, Password)
+	w.Must(t, storage.Activate, Password)
 	w.write(t, "letter", "dear ann")
 	in, err := os.Open(filepath.Join(w.Home(), "letter"))
 	if err != nil {
@@ -512,7 +578,7 @@ func force(t *testing.T, w *World) {
 
 func nothingToDeactivate(t *testing.T, w *World) {
 	w.Refused(t, storage.Deactivate, "", fault.HomeNotActive)
-	w.Must(t, storage.Create, password)
+	w.Must(t, storage.Create, Password)
 	w.Refused(t, storage.Deactivate, "", fault.HomeNotActive)
 	w.Refused(t, storage.DeactivateForce, "", fault.HomeNotActive)
 }
@@ -520,9 +586,9 @@ func nothingToDeactivate(t *testing.T, w *World) {
 func createTwice(t *testing.T, w *World) {
 	w.Refused(t, storage.Create, "battery staple", fault.BadPassword)
 	w.Refused(t, storage.Create, "", fault.KeyUnavailable, fault.BadPassword)
-	w.Must(t, storage.Create, password)
-	w.Refused(t, storage.Create, password, fault.FileExists)
-	w.Must(t, storage.Activate, password)
+	w.Must(t, storage.Create, Password)
+	w.Refused(t, storage.Create, Password, fault.FileExists)
+	w.Must(t, storage.Activate, Password)
 }
 
 func createCancelled(t *testing.T, w *World) {
@@ -533,7 +599,7 @@ func createCancelled(t *testing.T, w *World) {
 				cancel()
 			}
 		}
-		if _, err := w.RunContext(ctx, storage.Create, password); err == nil {
+		if _, err := w.RunContext(ctx, storage.Create, Password); err == nil {
 			t.Errorf("create went on after it was cancelled at %q", stage)
 		}
 		cancel()
@@ -543,7 +609,7 @@ func createCancelled(t *testing.T, w *World) {
 		}
 	}
 	w.Host.Progress = nil
-	w.Must(t, storage.Create, password)
+	w.Must(t, storage.Create, Password)
 }
 
 // stages are those that a create tells of.
@@ -552,7 +618,7 @@ func (w *World) stages(t *testing.T) []string {
 	var list []string
 	record := w.Record
 	w.Host.Progress = func(s string, _, _ uint64) { list = append(list, s) }
-	w.Must(t, storage.Create, password)
+	w.Must(t, storage.Create, Password)
 	w.Host.Progress = nil
 	w.Must(t, storage.Remove, "")
 	w.Record = record
@@ -562,16 +628,16 @@ func (w *World) stages(t *testing.T) []string {
 // newerRecordWins: whichever copy of the record is newer rules, and the others
 // follow.
 func newerRecordWins(t *testing.T, w *World) {
-	w.Must(t, storage.Create, password)
+	w.Must(t, storage.Create, Password)
 	old := w.Record
-	w.Record = w.with(t, map[string]any{"realName": "Ann Newer", "lastChangeUSec": 2000})
-	w.Must(t, storage.Inspect, password)
-	w.Must(t, storage.Activate, password)
+	w.Record = w.With(t, map[string]any{"realName": "Ann Newer", "lastChangeUSec": 2000})
+	w.Must(t, storage.Inspect, Password)
+	w.Must(t, storage.Activate, Password)
 	w.holds(t, ".identity", string(w.Record.Embedded().Pretty()))
 	w.Must(t, storage.Deactivate, "")
 	for _, verb := range []string{storage.Inspect, storage.Activate} {
 		w.Record = old
-		w.Must(t, verb, password)
+		w.Must(t, verb, Password)
 		if v := w.View(); v.RealName != "Ann Newer" {
 			t.Errorf("%s with an older host record returns %q", verb, v.RealName)
 		}
@@ -586,20 +652,20 @@ func emptyIdentity(t *testing.T, w *World) {
 	if _, ok := w.Kind.Backend.(storage.HeaderKeeper); !ok {
 		t.Skip("there is no other copy to go by")
 	}
-	w.Must(t, storage.Create, password)
-	w.Must(t, storage.Activate, password)
+	w.Must(t, storage.Create, Password)
+	w.Must(t, storage.Activate, Password)
 	identity := filepath.Join(w.Home(), ".identity")
 	if err := os.Truncate(identity, 0); err != nil {
 		t.Fatal(err)
 	}
 	w.Must(t, storage.Deactivate, "")
-	w.Must(t, storage.Activate, password)
+	w.Must(t, storage.Activate, Password)
 	w.holds(t, ".identity", string(w.Record.Embedded().Pretty()))
 	if err := os.Remove(identity); err != nil {
 		t.Fatal(err)
 	}
 	w.Must(t, storage.Deactivate, "")
-	w.Refused(t, storage.Activate, password, fault.FileNotFound)
+	w.Refused(t, storage.Activate, Password, fault.FileNotFound)
 	w.Idle(t)
 }
 
@@ -627,9 +693,16 @@ func (w *World) small(t *testing.T, mib int) {
 
 func fullDisk(t *testing.T, w *World) {
 	w.small(t, 5)
+	if !w.Kind.Image {
+		// Nothing is allocated ahead, so it is the content that is too much.
+		big := filepath.Join(w.View().SkeletonDirectory, "big")
+		if err := os.WriteFile(big, make([]byte, 8<<20), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, discard := range []bool{false, true} {
-		w.Record = w.with(t, map[string]any{"luksDiscard": discard})
-		w.Refused(t, storage.Create, password, fault.NoDiskSpace)
+		w.Record = w.With(t, map[string]any{"luksDiscard": discard})
+		w.Refused(t, storage.Create, Password, fault.NoDiskSpace)
 		w.Idle(t)
 		if left, err := os.ReadDir(w.Root); err != nil || len(left) != 0 {
 			t.Errorf("a create without space left %v, %v", left, err)
@@ -640,12 +713,12 @@ func fullDisk(t *testing.T, w *World) {
 // fullDiskLater: a disk that has filled up meanwhile keeps nobody out.
 func fullDiskLater(t *testing.T, w *World) {
 	size, ok := w.Kind.Fields["diskSize"].(int)
-	if !ok {
-		t.Skip("the size of the area is not known")
+	if !ok || !w.Kind.Image {
+		t.Skip("nothing is allocated ahead")
 	}
 	w.small(t, size>>20+8)
-	w.Must(t, storage.Create, password)
-	w.Must(t, storage.Activate, password)
+	w.Must(t, storage.Create, Password)
+	w.Must(t, storage.Activate, Password)
 	w.write(t, "letter", "dear ann")
 	w.Must(t, storage.Deactivate, "")
 	fill, err := os.Create(filepath.Join(w.Root, "ballast"))
@@ -657,7 +730,7 @@ func fullDiskLater(t *testing.T, w *World) {
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("the disk did not fill up: %v", err)
 	}
-	w.Must(t, storage.Activate, password)
+	w.Must(t, storage.Activate, Password)
 	w.holds(t, "letter", "dear ann")
 	if !strings.Contains(w.Log.String(), "not enough disk space") {
 		t.Error("nobody was told")
