@@ -46,6 +46,7 @@ func payload(t testing.TB) []vmtest.Item {
 // install boots a guest and installs ours in it, beside the real one.
 func install(t testing.TB, o vmtest.Options) *product {
 	t.Helper()
+	vmtest.Need(t)
 	o.Payload = append(payload(t), o.Payload...)
 	g := vmtest.Boot(t, o)
 	p := &product{g, t}

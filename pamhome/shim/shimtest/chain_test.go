@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,7 +26,7 @@ type service struct {
 	fifo  string
 	calls []string
 	// active without a password, for RefHome
-	active bool
+	active atomic.Bool
 	slow   time.Duration // of AcquireHome
 }
 
@@ -76,7 +77,7 @@ func (s *service) AcquireHome(name, secrets string, suspend bool) (dbus.UnixFD, 
 
 func (s *service) RefHome(name string, suspend bool) (dbus.UnixFD, *dbus.Error) {
 	s.note("RefHome %s %v", name, suspend)
-	if !s.active {
+	if !s.active.Load() {
 		return 0, fail("HomeNotActive")
 	}
 	return s.writer()
@@ -224,7 +225,7 @@ func TestChain(t *testing.T) {
 		"  conv n=1 ERROR_MSG       'Changing passwords is not available yet.'",
 		result("chau", "SERVICE_ERR"))
 	// The child that authenticated is another process than the one that goes on.
-	s.active = true
+	s.active.Store(true)
 	expect(t, b.login("-a", "right", "svc", "ann", "fork:auth", "acct", "open", "close"),
 		"  conv n=1 PROMPT_ECHO_OFF 'Password: ' -> 'right'",
 		result("auth", "SUCCESS"), result("acct", "SUCCESS"), result("open", "SUCCESS"), result("close", "SUCCESS"))
