@@ -4,7 +4,9 @@
 #   install.sh install | uninstall
 #
 # PREFIX   /usr/local by default. The PAM module has its helper's path compiled
-#          in, so it must be the PREFIX that "make build" was given.
+#          in, so it must be the PREFIX that "make build" was given. systemd and
+#          the bus search below /usr and /usr/local only, so with any other
+#          PREFIX their files go to /usr/local.
 # DESTDIR  staging root for packagers: nothing outside of it is touched, nothing
 #          is diverted and no service is asked.
 # PAMDIR   directory of PAM modules; found by where pam_unix.so is.
@@ -19,12 +21,20 @@ top=$(cd "$here/../../.." && pwd)
 build=${BUILD:-$top/build}
 PREFIX=${PREFIX:-/usr/local}
 DESTDIR=${DESTDIR:-}
-lib=$PREFIX/lib/hearth
-manifest=$DESTDIR$lib/manifest
 
 die() { echo "install.sh: $*" >&2; exit 1; }
 
-case $PREFIX in /*) ;; *) die "PREFIX must be an absolute path, not '$PREFIX'" ;; esac
+# What is /usr must also be spelt so, for there the package has its files.
+# The other characters would end up in unit files.
+while :; do case $PREFIX in ?*/) PREFIX=${PREFIX%/} ;; *) break ;; esac; done
+case $PREFIX in
+*[!A-Za-z0-9/._+-]* | *//* | */./* | */../* | */. | */.. | /) die "PREFIX must be a plain path, not '$PREFIX'" ;;
+/*) ;;
+*) die "PREFIX must be an absolute path, not '$PREFIX'" ;;
+esac
+case $PREFIX in /usr) found=/usr ;; *) found=/usr/local ;; esac
+lib=$PREFIX/lib/hearth
+manifest=$DESTDIR$lib/manifest
 
 # live: are we changing the machine we run on?
 live() { [ -z "$DESTDIR" ]; }
@@ -36,10 +46,33 @@ pam_dir() {
 	for d in /usr/lib/$arch-linux-gnu/security /lib/$arch-linux-gnu/security /usr/lib64/security /lib64/security /usr/lib/security /lib/security; do
 		if [ -e "$DESTDIR$d/pam_unix.so" ] || [ -e "$d/pam_unix.so" ]; then echo "$d"; return; fi
 	done
+	# Debian's name of an architecture is not always the kernel's.
+	for d in /usr/lib/*-linux-gnu*/security; do
+		if [ -e "$d/pam_unix.so" ]; then echo "$d"; return; fi
+	done
 	echo /usr/lib/security
 }
 
-record() { grep -qx "$1 $2" "$new" 2>/dev/null || echo "$1 $2" >>"$new"; }
+record() { grep -Fqx "$1 $2" "$new" || echo "$1 $2" >>"$new"; }
+
+# ours PATH: did the install before this one put it there?
+ours() { [ -e "$manifest" ] && grep -Fqx "file $1" "$manifest"; }
+
+# elsewhere: the PREFIX of another tree of ours, if there is one.
+elsewhere() {
+	for p in /usr /usr/local /opt/*; do
+		if [ "$p" != "$PREFIX" ] && [ -e "$DESTDIR$p/lib/hearth/manifest" ]; then echo "$p"; return; fi
+	done
+}
+
+# An install that breaks off leaves a list of what it did, for uninstall.
+finish() {
+	if [ -s "$new" ]; then
+		if [ -e "$manifest" ]; then sort -u "$new" "$manifest" >"$new.fill"; else cp "$new" "$new.fill"; fi
+		mv -f "$new.fill" "$manifest"
+	fi
+	rm -f "$new" "$new.fill"
+}
 
 # put MODE SOURCE TARGET: copy to a temporary name and rename, so that a running
 # program is never half replaced.
@@ -63,7 +96,7 @@ fill() {
 shared() {
 	live || return 0
 	command -v dpkg-divert >/dev/null || {
-		if [ -e "$1" ] && ! grep -qsx "file $1" "$manifest"; then
+		if [ -e "$1" ] && ! ours "$1"; then
 			die "$1 is not ours, and without dpkg-divert it cannot step aside. Choose another PREFIX."
 		fi
 		return 0
@@ -82,10 +115,18 @@ install_all() {
 	if [ -e "$build/prefix" ] && [ "$(cat "$build/prefix")" != "$PREFIX" ]; then
 		die "this was built for PREFIX=$(cat "$build/prefix"). Run 'make build PREFIX=$PREFIX' first."
 	fi
+	# Two trees would share some files, and the first uninstall would take
+	# them from the other.
+	other=$(elsewhere)
+	[ -z "$other" ] || die "ours is installed with PREFIX=$other already. Run 'make uninstall PREFIX=$other' first."
+	for f in "$(pam_dir)/pam_home.so" /usr/share/pam-configs/hearth; do
+		if [ -e "$DESTDIR$f" ] && ! ours "$f"; then die "$f is there already and not from here. Move it away first."; fi
+	done
 	mkdir -p "$DESTDIR$lib"
 	new=$manifest.new
 	: >"$new"
-	trap 'rm -f "$new" "$new.fill"' EXIT
+	trap finish EXIT
+	trap 'exit 1' HUP INT TERM
 	# What was diverted before stays ours to give back.
 	if [ -e "$manifest" ]; then grep '^divert ' "$manifest" >"$new" || :; fi
 
@@ -99,12 +140,15 @@ install_all() {
 		put 644 "$top/pamhome/shim/hearth.pam-config" /usr/share/pam-configs/hearth
 	fi
 
-	fill 644 "$here/homed.service.in" "$PREFIX/lib/systemd/system/homed.service"
-	fill 644 "$here/homed-activate.service.in" "$PREFIX/lib/systemd/system/homed-activate.service"
-	put 644 "$here/homed.conf" "$PREFIX/lib/systemd/homed.conf"
+	fill 644 "$here/homed.service.in" "$found/lib/systemd/system/homed.service"
+	fill 644 "$here/homed-activate.service.in" "$found/lib/systemd/system/homed-activate.service"
+	# Some systems' packages have this file here, and it says the same.
+	if [ ! -e "$DESTDIR$found/lib/systemd/homed.conf" ] || ours "$found/lib/systemd/homed.conf"; then
+		put 644 "$here/homed.conf" "$found/lib/systemd/homed.conf"
+	fi
 
 	[ "$PREFIX" != /usr ] || shared /usr/share/dbus-1/system-services/org.freedesktop.home1.service
-	fill 644 "$here/org.freedesktop.home1.service.in" "$PREFIX/share/dbus-1/system-services/org.freedesktop.home1.service"
+	fill 644 "$here/org.freedesktop.home1.service.in" "$found/share/dbus-1/system-services/org.freedesktop.home1.service"
 	# The bus reads policies from these two folders alone. Ours has a name of
 	# its own: policies of several files add up.
 	if [ "$PREFIX" = /usr ]; then policy=/usr/share/dbus-1/system.d; else policy=/etc/dbus-1/system.d; fi
@@ -121,23 +165,36 @@ install_all() {
 	# Files of an earlier version that this one no longer has.
 	if [ -e "$manifest" ]; then
 		while read -r kind path; do
-			if [ "$kind" = file ] && ! grep -qx "file $path" "$new"; then rm -f "$DESTDIR$path"; fi
+			if [ "$kind" = file ] && ! grep -Fqx "file $path" "$new"; then rm -f "$DESTDIR$path"; fi
 		done <"$manifest"
 	fi
 	mv -f "$new" "$manifest"
 
-	if systemd; then systemctl daemon-reload; fi
+	reload
 	live || return 0
 	cat <<NEXT
 Installed below $PREFIX. Next:
-  systemctl enable --now homed.service        start the daemon, now and at boot
+  systemctl enable homed.service              start the daemon at boot,
+  systemctl restart homed.service             and now, in place of a running systemd-homed
   pam-auth-update --enable hearth             unlock homes at login (Debian)
   homectl create NAME                         make a home
-A machine that has systemd-homed: first 'systemctl stop systemd-homed.service'.
 NEXT
+	if [ -e /usr/share/pam-configs/systemd-homed ]; then
+		echo "  pam-auth-update --disable systemd-homed     so that one module alone asks"
+	fi
 }
 
+# reload lets those read their files again that do not watch them all.
+reload() {
+	systemd || return 0
+	systemctl daemon-reload
+	systemctl reload dbus.service 2>/dev/null || :
+}
+
+# active_homes names the homes that are open: LUKS homes by their device, others
+# by the mount that shows their directory.
 active_homes() {
+	awk '$4 ~ /\.homedir$/ { sub(".*/", "", $5); printf "%s ", $5 }' /proc/self/mountinfo
 	for f in /sys/block/dm-*/dm/name; do
 		[ -e "$f" ] || continue
 		read -r name <"$f" || continue
@@ -146,7 +203,10 @@ active_homes() {
 }
 
 uninstall_all() {
-	[ -e "$manifest" ] || die "nothing of ours is installed: $manifest is missing"
+	if [ ! -e "$manifest" ]; then
+		other=$(elsewhere)
+		die "nothing of ours is installed: $manifest is missing${other:+. Did you mean PREFIX=$other?}"
+	fi
 	if live; then
 		active=$(active_homes)
 		if [ -n "$active" ] && [ "${FORCE:-}" != 1 ]; then
@@ -165,7 +225,12 @@ uninstall_all() {
 	done <"$manifest"
 	rm -f "$manifest"
 	rmdir "$DESTDIR$lib" 2>/dev/null || :
-	if systemd; then systemctl daemon-reload; fi
+	reload
+	# A package that came after ours found its unit's name taken, and so did
+	# not enable it.
+	if systemd && [ -e /usr/lib/systemd/system/systemd-homed.service ] && ! systemctl -q is-enabled systemd-homed.service; then
+		echo "systemd-homed is installed and not enabled. To go on with it: systemctl enable --now systemd-homed.service"
+	fi
 }
 
 case ${1:-} in

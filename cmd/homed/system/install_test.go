@@ -117,3 +117,78 @@ func TestInstallNeedsABuild(t *testing.T) {
 		t.Errorf("it installed %v all the same", left)
 	}
 }
+
+// TestInstallTakesPlainPrefixes: a PREFIX that is /usr in other words would
+// overwrite the files of a package.
+func TestInstallTakesPlainPrefixes(t *testing.T) {
+	root, run := stage(t)
+	for _, prefix := range []string{"usr", "/", "//", "/usr/../usr", "//usr", "/usr/.", "/a b", "/a|b", "/a&b", "/a%b"} {
+		if out, err := run("install", "PREFIX="+prefix); err == nil || !strings.Contains(out, "PREFIX must be") {
+			t.Errorf("PREFIX=%s: %v %s", prefix, err, out)
+		}
+	}
+	if left := files(t, root); len(left) != 0 {
+		t.Errorf("it installed %v all the same", left)
+	}
+	if out, err := run("install", "PREFIX=/usr/"); err != nil {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	for _, want := range []string{"usr/lib/systemd/system/homed.service", "usr/share/dbus-1/system.d/hearth-home1.conf"} {
+		if _, err := os.Stat(filepath.Join(root, want)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestOneTree: two trees would share the PAM module.
+func TestOneTree(t *testing.T) {
+	root, run := stage(t)
+	if out, err := run("install"); err != nil {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	before := files(t, root)
+	for _, verb := range []string{"install", "uninstall"} {
+		if out, err := run(verb, "PREFIX=/usr"); err == nil || !strings.Contains(out, "PREFIX=/usr/local") {
+			t.Errorf("%s of a second tree: %v %s", verb, err, out)
+		}
+	}
+	if after := files(t, root); strings.Join(before, "\n") != strings.Join(after, "\n") {
+		t.Errorf("before:\n%v\nafter:\n%v", before, after)
+	}
+}
+
+// TestInstallOutsideOfUsr: systemd and the bus must find their files.
+func TestInstallOutsideOfUsr(t *testing.T) {
+	root, run := stage(t)
+	if out, err := run("install", "PREFIX=/opt/hearth"); err != nil {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	unit, err := os.ReadFile(filepath.Join(root, "usr/local/lib/systemd/system/homed.service"))
+	if err != nil || !strings.Contains(string(unit), "ExecStart=/opt/hearth/lib/hearth/homed\n") {
+		t.Errorf("unit: %v\n%s", err, unit)
+	}
+	if _, err := os.Stat(filepath.Join(root, "usr/local/share/dbus-1/system-services/org.freedesktop.home1.service")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestBrokenInstall: what an install did before it broke off can be undone.
+func TestBrokenInstall(t *testing.T) {
+	root, run := stage(t)
+	inTheWay := filepath.Join(root, "usr/local/lib/systemd")
+	if err := os.MkdirAll(filepath.Dir(inTheWay), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(inTheWay, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run("install"); err == nil {
+		t.Fatalf("install over a file in place of a folder: %s", out)
+	}
+	if out, err := run("uninstall"); err != nil {
+		t.Fatalf("uninstall: %v\n%s", err, out)
+	}
+	if left := files(t, root); len(left) != 1 {
+		t.Errorf("left: %v", left)
+	}
+}
