@@ -33,7 +33,7 @@ func (f *flow) activate(ctx context.Context) (out *records.Record, err error) {
 		err = errors.Join(err, cerr)
 	}()
 
-	got, err := f.reconcile(setup)
+	got, err := f.reconcile(setup, records.Any)
 	if err != nil {
 		return nil, err
 	}

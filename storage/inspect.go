@@ -3,11 +3,7 @@ package storage
 import (
 	"context"
 	"errors"
-	"fmt"
 
-	"golang.org/x/sys/unix"
-
-	"hearth/internal/fault"
 	"hearth/records"
 )
 
@@ -19,7 +15,7 @@ func (f *flow) inspect(ctx context.Context) (out *records.Record, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, setup.Close(ctx)) }()
-	got, err := f.reconcile(setup)
+	got, err := f.reconcile(setup, records.Any)
 	if err != nil {
 		return nil, err
 	}
@@ -28,19 +24,12 @@ func (f *flow) inspect(ctx context.Context) (out *records.Record, err error) {
 
 // openAny opens an inactive home or adopts an active one.
 func (f *flow) openAny(ctx context.Context) (*Setup, error) {
-	state, herr := testHome(&f.view)
-	there, ierr := imageThere(f.view.ImagePath)
-	err := errors.Join(herr, ierr)
-	if err == nil && !there {
-		err = fault.New(fault.HomeAbsent, f.verb, fmt.Errorf("%s: %w", f.view.ImagePath, unix.ENOENT))
-	}
-	if err != nil {
+	if err := f.lookAny(); err != nil {
 		// A wrong password is told first, whatever else is wrong.
 		if aerr := records.Authenticate(f.record, f.secrets, false, f.hashes); aerr != nil {
 			return nil, aerr
 		}
 		return nil, err
 	}
-	f.area.Active = state == homeMounted
 	return f.open(ctx)
 }

@@ -27,6 +27,8 @@ const (
 	DeactivateForce = "deactivate-force"
 	Inspect         = "inspect"
 	Remove          = "remove"
+	Passwd          = "passwd"
+	Update          = "update"
 )
 
 // Host is the machine that an operation runs on, as its caller sees it.
@@ -47,6 +49,11 @@ type Host struct {
 	ImageLock func(*os.File) error
 	// HaveImageLock says that the lock is held already.
 	HaveImageLock bool
+	// Keep saves a record where it outlives this process, and returns when it
+	// is durable. Nil: there is nobody to do it.
+	Keep func(*records.Record) error
+	// Keys are the keys whose signatures count; nil counts none.
+	Keys *records.Keys
 }
 
 // A flow is one operation under way.
@@ -63,6 +70,8 @@ type flow struct {
 	// header is the record outside of the file system, once admitted.
 	header *records.Record
 	auth   *authentication
+	// overruled: the host record rejects the secrets, but it is out of date.
+	overruled bool
 }
 
 // Run carries out one verb on one home and returns the record as the storage
@@ -96,6 +105,8 @@ func Run(ctx context.Context, h Host, verb string, record *records.Record, s *re
 		DeactivateForce: func(ctx context.Context) (*records.Record, error) { return nil, f.deactivate(ctx, true) },
 		Inspect:         f.inspect,
 		Remove:          func(ctx context.Context) (*records.Record, error) { return nil, f.remove(ctx) },
+		Passwd:          f.passwd,
+		Update:          f.update,
 	}[verb]
 	if !ok {
 		return nil, fault.Newf(fault.NotSupported, "start "+verb, "The operation %q is not built yet.", verb)
@@ -239,14 +250,8 @@ func (a *authentication) wait() error {
 	return a.err
 }
 
-// copyOf parses another copy of the record and demands that it is this home's
-// and accepts the secrets. The host record's verdict comes first, so that a
-// wrong password is told by the record that the user knows, and so that the
-// hashes are not touched from two sides.
+// copyOf parses another copy of the record and demands that it is this home's.
 func (f *flow) copyOf(text []byte, where string) (*records.Record, error) {
-	if err := f.auth.wait(); err != nil {
-		return nil, err
-	}
 	r, err := records.Parse(text, records.EmbeddedFile)
 	if err != nil {
 		return nil, fmt.Errorf("read record in %s: %w", where, err)
@@ -255,8 +260,76 @@ func (f *flow) copyOf(text []byte, where string) (*records.Record, error) {
 		return nil, fault.New(fault.OtherUser, "read record in "+where,
 			fmt.Errorf("it is that of %s", r.FullName()))
 	}
+	return r, nil
+}
+
+// admit judges the header's record: it has to accept the secrets as the host
+// record does. The host record's verdict comes first, so that a wrong password
+// is told by the record that the user knows, and so that the hashes are not
+// touched from two sides.
+//
+// A password change may have been cut off between header and host. So a host
+// record that rejects the secrets is overruled by a header's that is newer,
+// signed by a key that counts, and accepts them.
+func (f *flow) admit(text []byte) error {
+	hostErr := f.auth.wait()
+	if hostErr != nil && !rejected(hostErr) {
+		return hostErr
+	}
+	r, err := f.copyOf(text, "header")
+	if err == nil && (hostErr == nil || f.succeeds(r)) {
+		if err = records.Authenticate(r, f.secrets, true, f.hashes); err != nil {
+			err = fmt.Errorf("authenticate against record in header: %w", err)
+		} else {
+			f.header, f.overruled = r, hostErr != nil
+			return nil
+		}
+	}
+	if hostErr != nil {
+		return hostErr
+	}
+	return err
+}
+
+// rejected tells a wrong password from other reasons to refuse.
+func rejected(err error) bool {
+	switch fault.KindOf(err) {
+	case fault.BadPassword, fault.BadRecoveryKey, fault.BadPasswordAndNoToken:
+		return true
+	}
+	return false
+}
+
+// succeeds reports whether r may take the host record's place.
+func (f *flow) succeeds(r *records.Record) bool {
+	if f.Keys == nil || r.LastChangeUSec() <= f.record.LastChangeUSec() {
+		return false
+	}
+	verdict, err := f.Keys.Verify(r)
+	if err != nil || verdict == records.Unsigned || verdict == records.Foreign {
+		return false
+	}
+	f.Log.Info("the header has a newer record than the host")
+	return true
+}
+
+// embedded parses the record in the home. It has to accept the secrets too,
+// unless it is older than a record that does and takes its place: a password
+// change may have been cut off before it was written. The record that a
+// caller just brought is no such record: it would vouch for itself.
+func (f *flow) embedded(text []byte) (*records.Record, error) {
+	r, err := f.copyOf(text, identityName)
+	if err != nil {
+		return nil, err
+	}
 	if err := records.Authenticate(r, f.secrets, true, f.hashes); err != nil {
-		return nil, fmt.Errorf("authenticate against record in %s: %w", where, err)
+		brought := f.verb == Passwd || f.verb == Update
+		newer := !brought && !f.overruled && f.record.LastChangeUSec() > r.LastChangeUSec() ||
+			f.header != nil && f.header.LastChangeUSec() > r.LastChangeUSec()
+		if !newer || !rejected(err) {
+			return nil, fmt.Errorf("authenticate against record in %s: %w", identityName, err)
+		}
+		f.Log.Info("the record in the home is from before the last change of the password")
 	}
 	return r, nil
 }
@@ -270,7 +343,12 @@ func (f *flow) open(ctx context.Context) (*Setup, error) {
 		return nil, err
 	}
 	defer secret.CloseAll(passphrases)
-	f.auth = f.authenticate(false)
+	f.auth = f.authenticate(f.verb == Update)
+	return f.openWith(ctx, passphrases)
+}
+
+// openWith opens the area while the host record is authenticated against.
+func (f *flow) openWith(ctx context.Context, passphrases []*secret.Bytes) (*Setup, error) {
 	// Whatever happens, the goroutine ends before the secrets are wiped, and
 	// its verdict goes before what the storage says.
 	defer func() { _ = f.auth.wait() }()
@@ -279,13 +357,9 @@ func (f *flow) open(ctx context.Context) (*Setup, error) {
 			return nil, err
 		}
 	}
-	f.area.Admit = func(header []byte) error {
-		r, err := f.copyOf(header, "header")
-		f.header = r
-		return err
-	}
+	f.area.Admit = f.admit
 	setup, err := f.backend.Open(ctx, f.area, &Credentials{Passphrases: passphrases})
-	if authErr := f.auth.wait(); authErr != nil {
+	if authErr := f.auth.wait(); authErr != nil && !f.overruled {
 		// Only a backend that never asks Admit gets here with a setup.
 		if setup != nil {
 			authErr = errors.Join(authErr, setup.Close(ctx))
@@ -296,7 +370,7 @@ func (f *flow) open(ctx context.Context) (*Setup, error) {
 }
 
 // reconcile reads the record in the home and picks the one that rules.
-func (f *flow) reconcile(s *Setup) (records.Reconciled, error) {
+func (f *flow) reconcile(s *Setup, mode records.Mode) (records.Reconciled, error) {
 	text, err := readIdentity(s.Root)
 	if err != nil {
 		return records.Reconciled{}, err
@@ -308,10 +382,10 @@ func (f *flow) reconcile(s *Setup) (records.Reconciled, error) {
 	if emptied {
 		f.Log.Warn("the record in the home is empty, taking that of the header")
 		embedded = f.header
-	} else if embedded, err = f.copyOf(text, identityName); err != nil {
+	} else if embedded, err = f.embedded(text); err != nil {
 		return records.Reconciled{}, err
 	}
-	got, err := records.Reconcile(f.record, f.header, embedded, records.Any)
+	got, err := records.Reconcile(f.record, f.header, embedded, mode)
 	if err != nil {
 		return got, err
 	}

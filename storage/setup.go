@@ -24,6 +24,7 @@ type Setup struct {
 	Private any
 
 	steps   []step
+	rekeyed *rekeyed
 	commit  func(context.Context) error
 	visible int // steps below belong to the area, those above to its being open
 }

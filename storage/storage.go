@@ -76,8 +76,10 @@ type Backend interface {
 	// BadPassword, WrongMedium, NotAnImage, Inconsistent, HomeBusy, IOError,
 	// NotSupported, and what Admit returns.
 	Open(ctx context.Context, a Area, c *Credentials) (*Setup, error)
-	// Rekey leaves exactly the passphrases of c valid. A power cut leaves the
-	// old or the new ones valid.
+	// Rekey makes the passphrases of c open the area as well. A backend whose
+	// passphrases are more than words in the record tells the setup with
+	// OnRekey how the former ones go, or how these go again. On error nothing
+	// of it remains.
 	Rekey(ctx context.Context, s *Setup, c *Credentials) error
 	// Deactivate detaches what the flow has unmounted. It needs no
 	// credentials. HomeNotActive: there was nothing to detach.

@@ -88,6 +88,12 @@ func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Up
 	if err := mounts.EnterWorkNamespace(); err != nil {
 		return nil, err
 	}
+	keys := &records.Keys{}
+	for name, pem := range r.Params.Keys {
+		if err := keys.Add(name, []byte(pem)); err != nil {
+			log.Warn("a public key does not count", "key", name, "error", err)
+		}
+	}
 	out, err := storage.Run(ctx, storage.Host{
 		Machine:               r.Params.Machine,
 		HomeRoot:              r.Params.HomeRoot,
@@ -97,6 +103,8 @@ func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Up
 		Progress:              up.Progress,
 		ImageLock:             up.ImageLock,
 		HaveImageLock:         r.Params.HaveImageLock,
+		Keep:                  func(r *records.Record) error { return up.Keep(r.Compact()) },
+		Keys:                  keys,
 	}, r.Verb, record, secrets, backends)
 	if err != nil {
 		slowDown(ctx, err, secrets, time.Since(start))

@@ -8,7 +8,6 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
-	"runtime"
 	"unicode/utf16"
 
 	"github.com/google/uuid"
@@ -309,24 +308,18 @@ func format(a storage.Area, s *storage.Setup, w window, r recipe, passphrases []
 	if err := key.Use(func(b []byte) error { _, err := io.ReadFull(a.Rand, b); return err }); err != nil {
 		return nil, fmt.Errorf("draw volume key: %w", err)
 	}
-	pbkdf := luks2.PBKDF{
-		Type: a.LUKS.PBKDFType, Hash: a.LUKS.PBKDFHash, TimeMS: (a.LUKS.PBKDFTimeCostUSec + 999) / 1000,
-		MemoryKiB: memoryCost(a.LUKS.PBKDFMemoryCost), Threads: min(a.LUKS.PBKDFParallel, uint32(runtime.NumCPU())),
-	}
-	if n := a.LUKS.PBKDFForceIterations; n != nil {
-		pbkdf.ForceIterations = *n
-	}
+	derivation := pbkdf(a)
 	a.Progress("format", 0, 0)
 	h, err := luks2.Format(w, luks2.Params{
 		Label: a.FullName, Subsystem: "systemd-home", UUID: r.luksUUID,
 		Cipher: a.LUKS.Cipher, Mode: a.LUKS.CipherMode, KeySize: r.keySize,
-		Hash: a.LUKS.PBKDFHash, SectorSize: r.sectorSize, PBKDF: pbkdf, Rand: a.Rand,
+		Hash: a.LUKS.PBKDFHash, SectorSize: r.sectorSize, PBKDF: derivation, Rand: a.Rand,
 	}, key)
 	if err != nil {
 		return nil, spaceFault(op, err)
 	}
 	for i, p := range passphrases {
-		if _, err := h.AddKeyslot(w, key, p, pbkdf); err != nil {
+		if _, err := h.AddKeyslot(w, key, p, derivation); err != nil {
 			return nil, spaceFault(fmt.Sprintf("add keyslot %d", i), err)
 		}
 	}

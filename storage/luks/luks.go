@@ -4,7 +4,7 @@
 // formats and the kernel interfaces below it and undoes them; bytes and ioctls
 // are theirs, users and records its callers'.
 //
-// Not built: rekeying, resizing (so a btrfs home is not shrunk at logout
+// Not built: resizing (so a btrfs home is not shrunk at logout
 // whatever autoResizeMode says), creating on a block device, and whole disks
 // with a partition table, which are activated by their partition's path.
 package luks
@@ -155,6 +155,7 @@ func deviceNumbers(f *os.File) (major, minor uint32, err error) {
 type opened struct {
 	window window
 	header *luks2.Header
+	pbkdf  luks2.PBKDF // for new keyslots
 }
 
 // WriteHeader replaces the record in the token.
@@ -164,11 +165,6 @@ func (Backend) WriteHeader(_ context.Context, s *storage.Setup, record []byte) e
 		return errors.New("the setup has no LUKS2 header")
 	}
 	return spaceFault("write token", o.header.SetHomedToken(o.window, s.VolumeKey, record))
-}
-
-// Rekey is not built.
-func (Backend) Rekey(context.Context, *storage.Setup, *storage.Credentials) error {
-	return fault.Newf(fault.NotSupported, "rekey", "Changing keyslots is not built yet.")
 }
 
 // mapDevice makes the mapped device over the loop device or partition at

@@ -53,7 +53,7 @@ func (Backend) Open(ctx context.Context, a storage.Area, c *storage.Credentials)
 			return nil, fmt.Errorf("hand over image lock: %w", err)
 		}
 	}
-	s.Private = &opened{window: img.window, header: img.header}
+	s.Private = &opened{window: img.window, header: img.header, pbkdf: pbkdf(a)}
 	if a.Active {
 		s.Found.FileSystemUUID = a.Bound.FileSystemUUID
 		err = storage.Adopt(a, s)

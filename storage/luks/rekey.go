@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 
 	"hearth/internal/secret"
 	"hearth/storage"
@@ -66,4 +67,16 @@ func (r *rekeying) remove(slots []int) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// pbkdf is how the record wants its passwords derived.
+func pbkdf(a storage.Area) luks2.PBKDF {
+	p := luks2.PBKDF{
+		Type: a.LUKS.PBKDFType, Hash: a.LUKS.PBKDFHash, TimeMS: (a.LUKS.PBKDFTimeCostUSec + 999) / 1000,
+		MemoryKiB: memoryCost(a.LUKS.PBKDFMemoryCost), Threads: min(a.LUKS.PBKDFParallel, uint32(runtime.NumCPU())),
+	}
+	if n := a.LUKS.PBKDFForceIterations; n != nil {
+		p.ForceIterations = *n
+	}
+	return p
 }

@@ -1,0 +1,30 @@
+package storage
+
+import (
+	"context"
+	"errors"
+
+	"hearth/records"
+)
+
+// update writes a newer record into the home's copies. Every copy and the new
+// record have to accept the secrets. A power cut leaves the new record in some
+// of the copies, and the next activation takes it to the rest.
+func (f *flow) update(ctx context.Context) (out *records.Record, err error) {
+	setup, err := f.openAny(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, setup.Close(ctx)) }()
+	got, err := f.reconcile(setup, records.Newer)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.shiftInactive(setup); err != nil {
+		return nil, err
+	}
+	if err := f.writeCopies(context.WithoutCancel(ctx), setup, got); err != nil {
+		return nil, err
+	}
+	return f.bind(got.Record, setup, f.view.HomeDirectory), nil
+}
