@@ -3,7 +3,7 @@
 // encrypted: the password keeps the mount, not the data. What all areas share
 // that are directories it leaves to storage.
 //
-// Not built: rekeying and resizing.
+// Not built: resizing.
 package directory
 
 import (
@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"hearth/internal/fault"
 	"hearth/storage"
 )
 
@@ -34,10 +33,9 @@ func (Backend) Open(ctx context.Context, a storage.Area, _ *storage.Credentials)
 	return storage.OpenTree(ctx, a)
 }
 
-// Rekey is not built.
-func (Backend) Rekey(context.Context, *storage.Setup, *storage.Credentials) error {
-	return fault.Newf(fault.NotSupported, "rekey", "Changing the password is not built yet.")
-}
+// Rekey implements storage.Backend. There are no keyslots: what the record says
+// is all that a password opens.
+func (Backend) Rekey(context.Context, *storage.Setup, *storage.Credentials) error { return nil }
 
 // Deactivate implements storage.Backend.
 func (Backend) Deactivate(_ context.Context, a storage.Area) error { return storage.DeactivateTree(a) }

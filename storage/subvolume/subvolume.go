@@ -4,7 +4,7 @@
 // instead, as systemd-homed does. Nothing in it is encrypted. What all areas
 // share that are directories it leaves to storage.
 //
-// Not built: rekeying, resizing, and joining the qgroups of the subvolume that
+// Not built: resizing, and joining the qgroups of the subvolume that
 // a new one is in.
 package subvolume
 
@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"hearth/internal/fault"
 	"hearth/storage"
 	"hearth/storage/fsops"
 )
@@ -45,10 +44,9 @@ func (Backend) Open(ctx context.Context, a storage.Area, _ *storage.Credentials)
 	return storage.OpenTree(ctx, a)
 }
 
-// Rekey is not built.
-func (Backend) Rekey(context.Context, *storage.Setup, *storage.Credentials) error {
-	return fault.Newf(fault.NotSupported, "rekey", "Changing the password is not built yet.")
-}
+// Rekey implements storage.Backend. There are no keyslots: what the record says
+// is all that a password opens.
+func (Backend) Rekey(context.Context, *storage.Setup, *storage.Credentials) error { return nil }
 
 // Deactivate implements storage.Backend.
 func (Backend) Deactivate(_ context.Context, a storage.Area) error { return storage.DeactivateTree(a) }
