@@ -3,13 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
-
-	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
@@ -124,109 +119,6 @@ func (c *command) askInto(k *keyring, what, prompt, user string) error {
 	}
 	k.add(p)
 	return nil
-}
-
-// errCancelled reads, through reason, as the system words ECANCELED.
-var errCancelled error = unix.ECANCELED
-
-// prompt asks on the controlling terminal, without echo.
-func (c *command) prompt(what, text, user string) (*secret.Bytes, error) {
-	if !c.ask || !term.IsTerminal(int(c.in.Fd())) {
-		return nil, usagef("No password was given for user %s. There is no terminal to ask on: set $PASSWORD (for a new password $NEWPASSWORD), or run this on one.", user)
-	}
-	tty, err := os.OpenFile("/dev/tty", os.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
-	if err != nil {
-		tty = c.in
-	} else {
-		defer tty.Close()
-	}
-	fmt.Fprint(tty, printable(text)+" ")
-	p, err := readHidden(tty)
-	fmt.Fprintln(tty)
-	if err != nil {
-		return nil, usagef("Failed to acquire %s: %s", what, reason(err))
-	}
-	return p, nil
-}
-
-// readHidden reads one line without echo, straight into a secret. The terminal
-// is set back whatever happens; Ctrl-C ends the program after that.
-func readHidden(tty *os.File) (*secret.Bytes, error) {
-	fd := int(tty.Fd())
-	old, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-	if err != nil {
-		return nil, err
-	}
-	raw := *old
-	// ISIG off: Ctrl-C arrives as a byte, so that no signal can leave the
-	// terminal without echo.
-	raw.Lflag &^= unix.ECHO | unix.ICANON | unix.ISIG
-	raw.Iflag |= unix.ICRNL
-	raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
-	if err := unix.IoctlSetTermios(fd, unix.TCSETSF, &raw); err != nil {
-		return nil, err
-	}
-	restore := func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) }
-	defer restore()
-
-	line, err := secret.New(passwordLimit)
-	if err != nil {
-		return nil, err
-	}
-	defer line.Close()
-	var result *secret.Bytes
-	err = line.Use(func(buf []byte) error {
-		n := 0
-		for {
-			var one [1]byte
-			got, err := tty.Read(one[:])
-			if err != nil || got == 0 {
-				if err == nil || errors.Is(err, io.EOF) {
-					err = errCancelled
-				}
-				return err
-			}
-			switch b := one[0]; b {
-			case '\n', '\r', 0:
-				var err error
-				result, err = secret.Copy(buf[:n])
-				return err
-			case 0x03:
-				restore()
-				_ = unix.Kill(os.Getpid(), unix.SIGINT)
-				select {}
-			case 0x04:
-				return errCancelled
-			case 0x15:
-				clear(buf[:n])
-				n = 0
-			case 0x08, 0x7f:
-				n = backspace(buf, n)
-			default:
-				if b < ' ' || n == len(buf) {
-					fmt.Fprint(tty, "\a")
-					continue
-				}
-				buf[n] = b
-				n++
-			}
-			one[0] = 0
-		}
-	})
-	return result, err
-}
-
-// backspace takes one character, not one byte, off the end.
-func backspace(buf []byte, n int) int {
-	for n > 0 {
-		n--
-		b := buf[n]
-		buf[n] = 0
-		if b&0xc0 != 0x80 {
-			break
-		}
-	}
-	return n
 }
 
 // newPassword asks twice, at most four times over. $NEWPASSWORD answers instead.
