@@ -95,7 +95,7 @@ func built() ([]vmtest.Item, error) {
 		return nil, errors.New(`not built yet; run "make build", or "make demo", which does`)
 	}
 	items := []vmtest.Item{{Guest: "/root/.bashrc", Data: []byte(bashrc)}}
-	for _, p := range []string{"build/bin", "build/pam_home.so", "build/prefix", "cmd/homed/system", "pamhome/shim/hearth.pam-config", "docs/man"} {
+	for _, p := range []string{"build/bin", "build/pam_home.so", "build/prefix", "cmd/homed/system", "pamhome/shim/hearth.pam-config", "pamhome/shim/hearth-password.pam-config", "docs/man"} {
 		if _, err := os.Stat(p); err == nil {
 			items = append(items, vmtest.Item{Host: p, Guest: filepath.Join(tree, p)})
 		}
@@ -118,7 +118,7 @@ func (s *story) tell() error {
 		"systemctl stop systemd-homed.service",
 		"PREFIX=" + prefix + " " + tree + "/cmd/homed/system/install.sh install",
 		"systemctl enable --now homed.service",
-		"pam-auth-update --enable hearth",
+		"pam-auth-update --enable hearth hearth-password",
 	} {
 		if _, err := s.run(c); err != nil {
 			return err

@@ -34,7 +34,8 @@ func TestHomesInDirectories(t *testing.T) {
 		},
 	})
 	p.MustSh(`tar -xpf /root/fxdir.tar --numeric-owner -C /home
-		truncate -s 512M /pool.img && mkfs.btrfs -q /pool.img && mkdir /pool && mount -o loop /pool.img /pool`)
+		truncate -s 512M /pool.img && mkfs.btrfs -q /pool.img && mkdir /pool && mount -o loop /pool.img /pool
+		truncate -s 64M /quota.img && mkfs.ext4 -q -O quota -E quotatype=usrquota /quota.img && mkdir /quota && mount -o loop,usrquota /quota.img /quota`)
 	p.enable()
 
 	t.Run("dora gets a home in a directory, sam in a subvolume", func(t *testing.T) {
@@ -66,6 +67,19 @@ func TestHomesInDirectories(t *testing.T) {
 		})
 	}
 
+	t.Run("a quota bounds what tom writes", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		p.MustSh("NEWPASSWORD='" + password + "' " + atMost + "homectl create tom --storage=directory --image-path=/quota/tom.homedir --disk-size=8M " + cheap)
+		if r := p.with(password, "activate tom"); r.Code != 0 {
+			t.Fatal(r)
+		}
+		if r := p.Sh("runuser -u tom -- dd if=/dev/zero of=/home/tom/big bs=1M count=16 conv=fsync"); r.Code == 0 || !strings.Contains(r.Stderr, "quota exceeded") {
+			t.Errorf("writing more than the size: %v", r)
+		}
+		p.MustSh(atMost + "homectl deactivate tom && " + atMost + "homectl remove tom")
+		p.clean("tom")
+	})
+
 	t.Run("a wrong password opens nothing", func(t *testing.T) {
 		p := &product{p.With(t), t}
 		if r := p.with("not-her-password", "activate dora </dev/null"); r.Code != 1 {
@@ -87,7 +101,7 @@ func TestHomesInDirectories(t *testing.T) {
 
 	t.Run("the real daemon opens what ours made, and back", func(t *testing.T) {
 		p := &product{p.With(t), t}
-		p.MustSh("pam-auth-update --disable hearth; systemctl stop homed.service && systemctl disable homed.service && systemctl daemon-reload && systemctl start systemd-homed.service")
+		p.MustSh("pam-auth-update --disable hearth hearth-password; systemctl stop homed.service && systemctl disable homed.service && systemctl daemon-reload && systemctl start systemd-homed.service")
 		p.ownsBus("/usr/lib/systemd/systemd-homed")
 		for _, name := range []string{"dora", "sam"} {
 			if r := p.Sh("PASSWORD='" + password + "' " + atMost + "/usr/bin/homectl activate " + name); r.Code != 0 {

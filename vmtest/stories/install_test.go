@@ -69,7 +69,7 @@ func TestInstallBesidePackage(t *testing.T) {
 	t.Run("ours takes the place of a running one", func(t *testing.T) {
 		p := &product{p.With(t), t}
 		p.MustSh(usr + "install")
-		p.MustSh("systemctl enable homed.service && systemctl restart homed.service && pam-auth-update --enable hearth")
+		p.MustSh("systemctl enable homed.service && systemctl restart homed.service && pam-auth-update --enable hearth hearth-password")
 		p.ownsBus(ours)
 		if out := p.MustSh(verify); out != "" {
 			t.Errorf("files of the package were changed:\n%s", out)

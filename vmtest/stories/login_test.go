@@ -18,6 +18,19 @@ func TestHomeAtLogin(t *testing.T) {
 	p.enable()
 	ordinaryDay(t, p)
 
+	t.Run("over SSH with her password", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		p.MustSh("systemctl start ssh.service")
+		l := p.Terminal("ssh", "-o", "StrictHostKeyChecking=no", "-o", "PubkeyAuthentication=no", "ann@localhost")
+		l.Expect(`(?i)password: ?$`, 30*time.Second)
+		l.Send(password + "\n")
+		l.Expect(`ann@.*\$ ?$`, 60*time.Second)
+		l.Send("cat note; pwd\n")
+		l.Expect(note+`[\r\n]+/home/ann[\r\n]`, 20*time.Second)
+		logout(l)
+		p.becomes("ann", "inactive")
+	})
+
 	t.Run("a crash of the daemon leaves the home open", func(t *testing.T) {
 		p := &product{p.With(t), t}
 		if r := p.with(password, "activate ann"); r.Code != 0 {
@@ -35,7 +48,7 @@ func TestHomeAtLogin(t *testing.T) {
 
 	t.Run("the real daemon opens what ours made, and back", func(t *testing.T) {
 		p := &product{p.With(t), t}
-		p.MustSh("pam-auth-update --disable hearth; systemctl stop homed.service && systemctl disable homed.service && systemctl daemon-reload && systemctl start systemd-homed.service")
+		p.MustSh("pam-auth-update --disable hearth hearth-password; systemctl stop homed.service && systemctl disable homed.service && systemctl daemon-reload && systemctl start systemd-homed.service")
 		p.ownsBus("/usr/lib/systemd/systemd-homed")
 		if out := p.MustSh("/usr/bin/homectl list"); !strings.Contains(out, "ann ") {
 			t.Fatalf("the real daemon does not know ann:\n%s", out)

@@ -35,7 +35,7 @@ func payload(t testing.TB) []vmtest.Item {
 		t.Fatal("not built yet: run 'make build' first")
 	}
 	var items []vmtest.Item
-	for _, p := range []string{"build/bin", "build/pam_home.so", "build/prefix", "cmd/homed/system", "pamhome/shim/hearth.pam-config", "docs/man"} {
+	for _, p := range []string{"build/bin", "build/pam_home.so", "build/prefix", "cmd/homed/system", "pamhome/shim/hearth.pam-config", "pamhome/shim/hearth-password.pam-config", "docs/man"} {
 		if _, err := os.Stat(filepath.Join(tree, p)); err == nil {
 			items = append(items, vmtest.Item{Host: filepath.Join(tree, p), Guest: filepath.Join(inGuest, p)})
 		}
@@ -59,7 +59,7 @@ func install(t testing.TB, o vmtest.Options) *product {
 // enable starts ours and puts its module into the PAM stacks.
 func (p *product) enable() {
 	p.t.Helper()
-	p.MustSh("systemctl enable --now homed.service && pam-auth-update --enable hearth")
+	p.MustSh("systemctl enable --now homed.service && pam-auth-update --enable hearth hearth-password")
 	p.ownsBus("/usr/local/lib/hearth/homed")
 }
 

@@ -12,8 +12,8 @@
 # PAMDIR   directory of PAM modules; found by where pam_unix.so is.
 # FORCE=1  uninstall although homes are active.
 #
-# Everything installed is listed in PREFIX/lib/hearth/manifest, one "file PATH"
-# or "divert PATH" a line; uninstall goes by that list alone.
+# Everything installed is listed in PREFIX/lib/hearth/manifest, one "file PATH",
+# "divert PATH" or "shell PATH" a line; uninstall goes by that list alone.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -119,7 +119,7 @@ install_all() {
 	# them from the other.
 	other=$(elsewhere)
 	[ -z "$other" ] || die "ours is installed with PREFIX=$other already. Run 'make uninstall PREFIX=$other' first."
-	for f in "$(pam_dir)/pam_home.so" /usr/share/pam-configs/hearth; do
+	for f in "$(pam_dir)/pam_home.so" /usr/share/pam-configs/hearth /usr/share/pam-configs/hearth-password; do
 		if [ -e "$DESTDIR$f" ] && ! ours "$f"; then die "$f is there already and not from here. Move it away first."; fi
 	done
 	mkdir -p "$DESTDIR$lib"
@@ -137,7 +137,15 @@ install_all() {
 	done
 	put 644 "$build/pam_home.so" "$(pam_dir)/pam_home.so"
 	if [ -d "$DESTDIR/usr/share/pam-configs" ] || [ -d /usr/share/pam-configs ]; then
+		# Two profiles: for password changes the module's place is behind
+		# pam_unix, elsewhere before it.
 		put 644 "$top/pamhome/shim/hearth.pam-config" /usr/share/pam-configs/hearth
+		put 644 "$top/pamhome/shim/hearth-password.pam-config" /usr/share/pam-configs/hearth-password
+	fi
+	# sshd and others admit no shell that is not in this list.
+	if live && [ -e "$lib/homeshell" ]; then
+		grep -Fqsx "$lib/homeshell" /etc/shells || echo "$lib/homeshell" >>/etc/shells
+		record shell "$lib/homeshell"
 	fi
 
 	fill 644 "$here/homed.service.in" "$found/lib/systemd/system/homed.service"
@@ -176,7 +184,7 @@ install_all() {
 Installed below $PREFIX. Next:
   systemctl enable homed.service              start the daemon at boot,
   systemctl restart homed.service             and now, in place of a running systemd-homed
-  pam-auth-update --enable hearth             unlock homes at login (Debian)
+  pam-auth-update --enable hearth hearth-password   unlock homes at login (Debian)
   homectl create NAME                         make a home
 NEXT
 	if [ -e /usr/share/pam-configs/systemd-homed ]; then
@@ -213,7 +221,7 @@ uninstall_all() {
 			die "homes are active: $active. Log their users out or run 'homectl deactivate-all', or give FORCE=1."
 		fi
 		if command -v pam-auth-update >/dev/null && grep -qx 'file /usr/share/pam-configs/hearth' "$manifest"; then
-			pam-auth-update --package --remove hearth
+			pam-auth-update --package --remove hearth hearth-password
 		fi
 		if systemd; then systemctl disable --now homed.service homed-activate.service || :; fi
 	fi
@@ -221,7 +229,15 @@ uninstall_all() {
 		if [ "$kind" = file ]; then rm -f "$DESTDIR$path"; fi
 	done <"$manifest"
 	while read -r kind path; do
-		if [ "$kind" = divert ] && live; then dpkg-divert --local --rename --remove "$path" >/dev/null; fi
+		live || continue
+		case $kind in
+		divert) dpkg-divert --local --rename --remove "$path" >/dev/null ;;
+		shell)
+			grep -Fvx "$path" /etc/shells >/etc/shells.hearth-new || :
+			chmod 644 /etc/shells.hearth-new
+			mv -f /etc/shells.hearth-new /etc/shells
+			;;
+		esac
 	done <"$manifest"
 	rm -f "$manifest"
 	rmdir "$DESTDIR$lib" 2>/dev/null || :
