@@ -118,6 +118,7 @@ func (s *server) read(ctx context.Context, calls *sync.WaitGroup) error {
 	}
 	request := uint32(0)
 	turns := &turns{last: map[string]chan struct{}{}}
+	held := &ledger{}
 	for {
 		m, err := s.conn.read()
 		if errors.Is(err, errMalformed) && m != nil {
@@ -134,8 +135,19 @@ func (s *server) read(ctx context.Context, calls *sync.WaitGroup) error {
 		}
 		switch {
 		case m.typ == typeCall:
+			size := len(m.buf)
+			if !held.take(size) {
+				s.o.Log.Warn("too many calls wait for an answer", "sender", m.sender, "member", m.member)
+				if m.flags&flagNoReply == 0 {
+					_ = s.conn.refuse(m, fault.LimitsExceeded.BusName(), fault.Public(fault.New(fault.LimitsExceeded, "take call", nil)))
+				}
+				break
+			}
 			mine, next := turns.take(m.sender)
-			calls.Go(func() { s.serve(ctx, m, mine, next) })
+			calls.Go(func() {
+				defer held.give(size)
+				s.serve(ctx, m, mine, next)
+			})
 			continue // the call closes its message
 		case m.sender == driverName && m.typ == typeSignal && m.iface == driverIface && m.member == "NameLost":
 			if a, err := m.arguments(); err == nil && len(a) == 1 && m.sig == "s" && string(a[0].([]byte)) == s.o.Name {
@@ -166,6 +178,45 @@ func (s *server) read(ctx context.Context, calls *sync.WaitGroup) error {
 			}
 		}
 		m.close()
+	}
+}
+
+// ledger bounds what calls that wait for an answer hold. polkit may take
+// minutes, any local user may call, and calls that want no reply are not
+// counted by the bus. Short calls pass until there are very many of them, so
+// that large ones do not keep look-ups and logins out.
+type ledger struct {
+	mu    sync.Mutex
+	calls int
+	large int // bytes
+}
+
+const (
+	maxCalls      = 16384
+	largeCall     = 64 << 10
+	maxLargeCalls = 128 << 20 // bytes; one message of a system bus has up to 32 MiB
+)
+
+// take notes a call of that many bytes, unless there are too many.
+func (l *ledger) take(size int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.calls >= maxCalls || size > largeCall && l.large > maxLargeCalls-size {
+		return false
+	}
+	l.calls++
+	if size > largeCall {
+		l.large += size
+	}
+	return true
+}
+
+func (l *ledger) give(size int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.calls--
+	if size > largeCall {
+		l.large -= size
 	}
 }
 
