@@ -36,14 +36,15 @@ var features = map[string]func() error{
 	"ext4":     func() error { return fileSystem("ext4") },
 	"btrfs":    func() error { return fileSystem("btrfs") },
 	"xfs":      func() error { return fileSystem("xfs") },
+	"quota":    userQuota,
 	"keyring":  keyring,
 	"udev":     func() error { return opens("/run/udev/control") },
 	"systemd":  func() error { return exists("/run/systemd/system") },
 }
 
 // Need skips the test, or fails it under Strict, unless everything named is
-// there: root, loop, dm, dm-crypt, fuse, ext4, btrfs, xfs, keyring, udev,
-// systemd; any other word is a program, looked for in $PATH and the sbin
+// there: root, loop, dm, dm-crypt, fuse, ext4, btrfs, xfs, quota (that counts by
+// user), keyring, udev, systemd; any other word is a program, looked for in $PATH and the sbin
 // directories.
 func Need(t testing.TB, needs ...string) {
 	t.Helper()
@@ -144,6 +145,14 @@ func modprobe(name string) error {
 		}
 	}
 	return fmt.Errorf("no modprobe")
+}
+
+// userQuota wants the format that ext4 keeps it in.
+func userQuota() error {
+	if err := exists("/proc/sys/fs/quota"); err != nil {
+		return err
+	}
+	return modprobe("quota_v2")
 }
 
 func deviceMapper() error {

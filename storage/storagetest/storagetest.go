@@ -181,9 +181,6 @@ func (w *World) disk(t *testing.T, image string) {
 	}
 	options := strings.Join(append([]string{"loop"}, w.Kind.MountOptions...), ",")
 	if out, err := exec.Command("mount", "-t", w.Kind.FileSystem, "-o", options, image, w.Root).CombinedOutput(); err != nil {
-		if len(w.Kind.MountOptions) > 0 {
-			t.Skipf("the kernel does not mount %s with %q: %s", w.Kind.FileSystem, w.Kind.MountOptions, out)
-		}
 		t.Fatalf("mount: %v\n%s", err, out)
 	}
 	t.Cleanup(func() {
