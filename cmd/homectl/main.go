@@ -23,9 +23,9 @@ import (
 )
 
 func main() {
-	// Passwords pass through here.
+	// Passwords pass through here. Unlike a limit on core files this ends with
+	// exec, so that the child of "with" may dump its own.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 	c := &command{
 		program:  filepath.Base(os.Args[0]),
 		in:       os.Stdin,

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"os/signal"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -72,11 +74,20 @@ func (c *command) child(dir string, argv []string) (int, error) {
 		c.fail("Failed to change to directory %s: %s", dir, reason(err))
 		return 255, nil
 	}
-	// The child may use the terminal's keys; what they end is the child alone.
 	defer func() { _ = os.Chdir("/") }()
+	// The child may use the terminal's keys; what they end is the child alone,
+	// and we still release the home. Caught, not ignored: a child inherits what
+	// is ignored.
+	keys := make(chan os.Signal, 1)
+	signal.Notify(keys, unix.SIGINT, unix.SIGQUIT)
+	defer signal.Stop(keys)
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.in, c.out, c.err
-	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	// Without us nothing keeps the home open. The parent of this signal is the
+	// thread that forks.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
 	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
