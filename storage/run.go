@@ -302,15 +302,20 @@ func rejected(err error) bool {
 
 // succeeds reports whether r may take the host record's place.
 func (f *flow) succeeds(r *records.Record) bool {
-	if f.Keys == nil || r.LastChangeUSec() <= f.record.LastChangeUSec() {
-		return false
-	}
-	verdict, err := f.Keys.Verify(r)
-	if err != nil || verdict == records.Unsigned || verdict == records.Foreign {
+	if r.LastChangeUSec() <= f.record.LastChangeUSec() || !f.vouched(r) {
 		return false
 	}
 	f.Log.Info("the header has a newer record than the host")
 	return true
+}
+
+// vouched reports whether r is signed by a key that counts.
+func (f *flow) vouched(r *records.Record) bool {
+	if f.Keys == nil {
+		return false
+	}
+	verdict, err := f.Keys.Verify(r)
+	return err == nil && verdict != records.Unsigned && verdict != records.Foreign
 }
 
 // embedded parses the record in the home. It has to accept the secrets too,
@@ -321,6 +326,11 @@ func (f *flow) embedded(text []byte) (*records.Record, error) {
 	r, err := f.copyOf(text, identityName)
 	if err != nil {
 		return nil, err
+	}
+	if _, ok := f.backend.(HeaderKeeper); !ok && f.verb == Passwd && !f.vouched(r) {
+		// Without keyslots this record is the only judge of the old password,
+		// in a file that whoever holds the user's session can rewrite.
+		return nil, fault.New(fault.BadSignature, "read record in "+identityName, errors.New("no key that counts has signed it"))
 	}
 	if err := records.Authenticate(r, f.secrets, true, f.hashes); err != nil {
 		brought := f.verb == Passwd || f.verb == Update

@@ -2,6 +2,7 @@ package directory
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"hearth/internal/fault"
 	"hearth/internal/fixture"
+	"hearth/internal/secret"
 	"hearth/internal/testenv"
 	"hearth/records"
 	"hearth/storage"
@@ -190,6 +192,92 @@ func TestNoDirectory(t *testing.T) {
 	}
 	w.Refused(t, storage.Activate, storagetest.Password, fault.NotAnImage)
 	w.Refused(t, storage.Remove, "", fault.NotAnImage)
+}
+
+// TestPassword: the record alone says what the password is. The copy in the
+// home is the judge of the old one, and its user may have forged it.
+func TestPassword(t *testing.T) {
+	testenv.Need(t, "root")
+	w := storagetest.New(t, storagetest.Kind{Storage: "directory", Backend: Backend{}})
+	private, public, err := records.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := records.NewSigner(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Host.Keys = &records.Keys{}
+	if err := w.Host.Keys.Add(records.LocalKey, public); err != nil {
+		t.Fatal(err)
+	}
+	sign := func(r *records.Record) *records.Record {
+		r, err := signer.Sign(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	w.Record = sign(w.Record)
+	w.Must(t, storage.Create, storagetest.Password)
+	w.Must(t, storage.Activate, storagetest.Password)
+	old := w.Record
+
+	hashed := func(pw string) map[string]any {
+		p := bytesOf(t, pw)
+		defer p.Close()
+		h, err := records.HashPassword(p, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return map[string]any{"lastChangeUSec": 2000, "privileged": map[string]any{"hashedPassword": []string{h}}}
+	}
+	change := func(from, to string) error {
+		s := &records.Secrets{Passwords: []*secret.Bytes{bytesOf(t, from), bytesOf(t, to)}}
+		defer s.Close()
+		fresh := sign(w.With(t, hashed(to)))
+		out, err := storage.Run(t.Context(), w.Host, storage.Passwd, fresh, s, map[string]storage.Backend{"directory": Backend{}})
+		if err == nil {
+			w.Record = out
+		}
+		return err
+	}
+	identity := filepath.Join(w.Home(), ".identity")
+	genuine, err := os.ReadFile(identity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := change("battery staple", "new horse"); !fault.Is(err, fault.BadPassword) {
+		t.Errorf("a wrong old password: %v", err)
+	}
+	forged := hashed("forged horse")
+	forged["lastChangeUSec"] = old.LastChangeUSec()
+	for _, f := range []*records.Record{w.With(t, forged), w.With(t, forged).Signable()} {
+		if err := os.WriteFile(identity, f.Embedded().Pretty(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := change("forged horse", "new horse"); !fault.Is(err, fault.BadSignature) {
+			t.Errorf("a forged record let the password be changed: %v", err)
+		}
+	}
+	if err := os.WriteFile(identity, genuine, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := change(storagetest.Password, "new horse"); err != nil {
+		t.Fatal(err)
+	}
+	w.Must(t, storage.Deactivate, "")
+	w.Refused(t, storage.Activate, storagetest.Password, fault.BadPassword)
+	w.Must(t, storage.Activate, "new horse")
+}
+
+func bytesOf(t *testing.T, text string) *secret.Bytes {
+	t.Helper()
+	b, err := secret.Copy([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // TestQuota: the size bounds what the user can write, where there is quota.
