@@ -2,6 +2,7 @@ package records
 
 import (
 	"errors"
+	"slices"
 
 	"hearth/internal/fault"
 )
@@ -25,8 +26,9 @@ func (r *Record) Touched(now uint64, password bool) (*Record, error) {
 }
 
 // CheckUpdate checks that next may follow the record in use, by user and by
-// age. Its signature is the caller's to check. Faults: RecordMismatch,
-// RecordDowngrade.
+// age. Other aliases are refused too: nothing could bring them to all copies of
+// a record at once. Its signature is the caller's to check. Faults:
+// RecordMismatch, RecordDowngrade.
 func (r *Record) CheckUpdate(next *Record) error {
 	const op = "check updated user record"
 	if !r.SameUser(next) {
@@ -35,8 +37,16 @@ func (r *Record) CheckUpdate(next *Record) error {
 	switch age := compareChange(next, r); {
 	case age < 0:
 		return fault.Newf(fault.RecordDowngrade, op, "Refusing to update to older home record.")
+	case !slices.Equal(r.aliases(), next.aliases()):
+		return fault.Newf(fault.RecordMismatch, op, "Aliases of an existing home cannot be changed.")
 	case age == 0 && !r.SameContent(next):
 		return fault.Newf(fault.RecordMismatch, op, "Home record different but timestamp remained the same, refusing.")
 	}
 	return nil
+}
+
+// aliases returns the names of its own that a record gives its user besides
+// the user name, sorted.
+func (r *Record) aliases() []string {
+	return slices.Sorted(slices.Values(layers{{regular, r.doc}}.union("aliases")))
 }

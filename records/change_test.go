@@ -32,13 +32,15 @@ func TestTouched(t *testing.T) {
 func TestCheckUpdate(t *testing.T) {
 	now := mustParse(t, []byte(`{"userName":"ann","lastChangeUSec":5,"binding":{}}`), HostFile)
 	for text, want := range map[string]fault.Kind{
-		`{"userName":"ann","lastChangeUSec":6}`:             "",
-		`{"userName":"ann","lastChangeUSec":5}`:             "",
-		`{"userName":"ann","lastChangeUSec":5,"x":1}`:       fault.RecordMismatch,
-		`{"userName":"ann","lastChangeUSec":4}`:             fault.RecordDowngrade,
-		`{"userName":"ann"}`:                                fault.RecordDowngrade,
-		`{"userName":"ann","realm":"x","lastChangeUSec":6}`: fault.RecordMismatch,
-		`{"userName":"bob","lastChangeUSec":6}`:             fault.RecordMismatch,
+		`{"userName":"ann","lastChangeUSec":6}`:                  "",
+		`{"userName":"ann","lastChangeUSec":5}`:                  "",
+		`{"userName":"ann","lastChangeUSec":5,"x":1}`:            fault.RecordMismatch,
+		`{"userName":"ann","lastChangeUSec":4}`:                  fault.RecordDowngrade,
+		`{"userName":"ann"}`:                                     fault.RecordDowngrade,
+		`{"userName":"ann","realm":"x","lastChangeUSec":6}`:      fault.RecordMismatch,
+		`{"userName":"bob","lastChangeUSec":6}`:                  fault.RecordMismatch,
+		`{"userName":"ann","lastChangeUSec":6,"aliases":["al"]}`: fault.RecordMismatch,
+		`{"userName":"ann","lastChangeUSec":6,"aliases":[]}`:     "",
 	} {
 		if err := now.CheckUpdate(mustParse(t, []byte(text), BusUpdate)); fault.KindOf(err) != want {
 			t.Errorf("%s: %v, want %q", text, err, want)

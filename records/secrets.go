@@ -2,6 +2,7 @@ package records
 
 import (
 	"errors"
+	"slices"
 	"unicode/utf8"
 
 	"hearth/internal/fault"
@@ -121,6 +122,7 @@ type Secrets struct {
 	// touching the token, letting it verify them.
 	PathPermitted, PresencePermitted, VerificationPermitted bool
 
+	denied    [3]bool         // per flag: it was given, as false
 	canonical []*secret.Bytes // per password its spelling as a recovery key, or nil
 	cache     *HashCache
 }
@@ -179,15 +181,17 @@ func (s *Secrets) parse(in []byte) error {
 	return nil
 }
 
+var flagNames = [3]string{"pkcs11ProtectedAuthenticationPathPermitted", "fido2UserPresencePermitted", "fido2UserVerificationPermitted"}
+
+// flags are in the order of flagNames.
+func (s *Secrets) flags() [3]*bool {
+	return [3]*bool{&s.PathPermitted, &s.PresencePermitted, &s.VerificationPermitted}
+}
+
 // set reads one known field from the text of its value.
 func (s *Secrets) set(name string, text []byte) error {
-	flag := map[string]*bool{
-		"pkcs11ProtectedAuthenticationPathPermitted": &s.PathPermitted,
-		"fido2UserPresencePermitted":                 &s.PresencePermitted,
-		"fido2UserVerificationPermitted":             &s.VerificationPermitted,
-	}[name]
-	if flag != nil {
-		*flag = len(text) == len("true") && text[0] == 't'
+	if i := slices.Index(flagNames[:], name); i >= 0 {
+		*s.flags()[i], s.denied[i] = text[0] == 't', text[0] == 'f'
 		return nil
 	}
 	list := &s.TokenPins
