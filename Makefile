@@ -6,7 +6,7 @@ FUZZTIME ?= 30s
 OUT := build
 RESULTS := $(OUT)/test
 
-export PREFIX DESTDIR FORCE
+export PREFIX DESTDIR FORCE HEARTH_VM_RUNNER
 
 .DEFAULT_GOAL := build
 .PHONY: build demo check test test-unit test-root test-vm test-long mutate fuzz bench fixtures man \

@@ -11,7 +11,7 @@ sfdisk:fdisk jq:jq mandoc:mandoc dbus-daemon:dbus-daemon
 /usr/include/linux/errno.h:linux-libc-dev
 /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring'
 case ${HEARTH_VM_RUNNER:-} in
-kvm | tcg) need="$need qemu-system-x86_64:qemu-system-x86" ;;
+kvm | tcg) need="$need qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils" ;;
 esac
 
 PATH=$PATH:/usr/sbin:/sbin

@@ -9,7 +9,7 @@ import (
 )
 
 // runners lists the ways to run guests, best first.
-var runners = []runner{uml{}}
+var runners = []runner{qemu{"kvm"}, uml{}, qemu{"tcg"}}
 
 // pick returns the runner asked for, by name or by $HEARTH_VM_RUNNER, or the
 // first that works on this machine.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,7 +27,17 @@ func (uml) kernel(log io.Writer) (kernel, error) {
 	return umlKernel(log)
 }
 
-func (uml) available(context.Context, io.Writer) error { return checkArch(runtime.GOARCH) }
+func (u uml) available(ctx context.Context, log io.Writer) error {
+	k, err := u.kernel(log)
+	if err != nil {
+		return err
+	}
+	// Containers may forbid ptrace, or give too little memory.
+	return probed(ctx, "uml", k.key, 20*time.Second, func() *exec.Cmd {
+		return exec.Command(filepath.Join(k.dir, "linux.uml"), "mem=64M", "umid=probe", "uml_dir=./uml/",
+			"con=none", "con0=null,fd:1", "panic=-1")
+	})
+}
 
 func (uml) start(b boot) (*process, error) {
 	ours, theirs, err := socketPair()
@@ -80,7 +91,7 @@ func socketPair() (net.Conn, *os.File, error) {
 // process is a guest as the host's kernel sees it.
 type process struct {
 	cmd     *exec.Cmd
-	control net.Conn
+	control net.Conn      // to its agent; nil for a probe
 	done    chan struct{} // closed when it ended
 }
 
@@ -124,5 +135,7 @@ func spawn(cmd *exec.Cmd, cpu int) (*process, error) {
 func (p *process) kill() {
 	unix.Kill(-p.cmd.Process.Pid, unix.SIGKILL)
 	<-p.done
-	p.control.Close()
+	if p.control != nil {
+		p.control.Close()
+	}
 }
