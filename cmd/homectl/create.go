@@ -34,7 +34,7 @@ func runCreate(c *command, ctx context.Context, args []string) error {
 	}
 	name, _ := record["userName"].(string)
 	if name == "" {
-		return usagef("User name required.")
+		return usagef("User name field missing, refusing.")
 	}
 	mid, err := machineID()
 	if err != nil {
@@ -163,14 +163,12 @@ func (c *command) name(record map[string]any, args []string) error {
 		return nil
 	}
 	name, realm := args[0], ""
-	if !records.ValidName(name) {
+	// A name that is taken or reserved, the daemon refuses.
+	if !records.PortableName(name) {
 		name, realm, _ = strings.Cut(args[0], "@")
-		if !records.ValidName(name) || realm != "" && !records.ValidRealm(realm) {
+		if !records.ValidName(name) || !records.ValidRealm(realm) {
 			return usagef("User name '%s' is not valid.", args[0])
 		}
-	}
-	if name == "root" || name == "nobody" || name == "nogroup" || strings.HasPrefix(name, "systemd-") || strings.HasPrefix(name, "_") {
-		return usagef("User name '%s' is not valid.", args[0])
 	}
 	record["userName"] = name
 	if realm != "" {
@@ -193,25 +191,35 @@ func (c *command) readIdentity() (map[string]any, *secret.Bytes, error) {
 	if err != nil {
 		return nil, nil, usagef("Failed to parse identity at 0:0: %s", reason(err))
 	}
+	// What is left of the text lies in its memory until it is decoded.
+	defer clear(text)
 	rest, section, err := records.CutSecret(text)
-	clear(text)
 	if err != nil {
-		return nil, nil, usagef("Failed to parse identity at 1:1: %s", reason(err))
+		return nil, nil, noIdentity(err)
 	}
 	// Everything but the secrets must be a record before a general decoder
 	// touches it: the decoder would drop the second of two equal keys.
 	if _, err := records.Parse(rest, records.ClientCreate); err != nil {
 		section.Close()
-		return nil, nil, usagef("Failed to parse identity at 1:1: %s", reason(err))
+		return nil, nil, noIdentity(err)
 	}
 	dec := json.NewDecoder(bytes.NewReader(rest))
 	dec.UseNumber()
 	var record map[string]any
 	if err := dec.Decode(&record); err != nil {
 		section.Close()
-		return nil, nil, usagef("Failed to parse identity at 1:1: %s", reason(err))
+		return nil, nil, noIdentity(err)
 	}
 	return record, section, nil
+}
+
+// noIdentity words what is wrong with an identity, with its place if the parser
+// names one.
+func noIdentity(err error) error {
+	if at, ok := strings.CutPrefix(reason(err), "Failed to parse JSON identity record at "); ok {
+		return usagef("Failed to parse identity at %s", at)
+	}
+	return usagef("Failed to parse identity at 1:1: %s", reason(err))
 }
 
 // readFile reads a file or, for "-", standard input.

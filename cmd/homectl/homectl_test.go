@@ -23,6 +23,8 @@ func TestParse(t *testing.T) {
 		{"-Z", "", "homectl: unrecognized option '-Z'"},
 		{"--real x", "", "homectl: option '--real' is ambiguous; possibilities: --real-name, --realm"},
 		{"--offline=1", "", "homectl: option '--offline' doesn't allow an argument"},
+		{"--nice=x", "", "Failed to parse nice level 'x': Invalid argument"},
+		{"--nice=-21", "", "Failed to parse nice level '-21': Numerical result out of range"},
 		{"list -c", "", "homectl: option '-c' requires an argument"},
 		{"--json=maybe", "", "Unknown argument to --json= switch: maybe"},
 		{"--uid=0", "", "UID 0 is in system range, refusing."},

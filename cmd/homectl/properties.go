@@ -385,7 +385,9 @@ var properties = []property{
 	{name: "disk-size", metavar: "BYTES", help: "Size of the storage: 5G, 20%, min or max", field: "diskSize", bucket: "this", matchable: true, set: setDiskSize},
 	{name: "nice", metavar: "NICE", help: "Nice level of sessions", field: "niceLevel", matchable: true, value: func(_ *property, arg string) (any, error) {
 		var n int
-		if _, err := fmt.Sscanf(arg+"\n", "%d\n", &n); err != nil || n < -20 || n > 19 {
+		if _, err := fmt.Sscanf(arg+"\n", "%d\n", &n); err != nil {
+			return nil, usagef("Failed to parse nice level '%s': Invalid argument", arg)
+		} else if n < -20 || n > 19 {
 			return nil, usagef("Failed to parse nice level '%s': Numerical result out of range", arg)
 		}
 		return n, nil

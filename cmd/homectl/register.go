@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 
 	"hearth/homed/home1"
 	"hearth/internal/fault"
@@ -18,14 +19,14 @@ func runRegister(c *command, ctx context.Context, args []string) error {
 	if len(args) == 0 {
 		args = []string{"-"}
 	}
+	if len(args) > 1 && slices.Contains(args, "-") {
+		return usagef("Refusing reading from standard input if multiple user records are specified.")
+	}
 	client, err := c.bus(ctx)
 	if err != nil {
 		return err
 	}
 	for _, path := range args {
-		if path == "-" && len(args) > 1 {
-			return usagef("Refusing reading from standard input if multiple user records are specified.")
-		}
 		shown := path
 		if path == "-" {
 			shown = "<stdio>"
@@ -36,15 +37,17 @@ func runRegister(c *command, ctx context.Context, args []string) error {
 			err = errSaid
 			continue
 		}
+		// What is left of the text lies in its memory until it is sent.
 		rest, section, e := records.CutSecret(text)
-		clear(text)
 		section.Close()
 		if e != nil {
 			c.fail("[%s:1:1] Failed to parse user record: %s", shown, reason(e))
 			err = errSaid
 			continue
 		}
-		if e := client.RegisterHome(ctx, rest); e != nil {
+		e = client.RegisterHome(ctx, rest)
+		clear(text)
+		if e != nil {
 			c.fail("Failed to register home: %s", fault.Public(e))
 			c.advise("", e)
 			err = errSaid

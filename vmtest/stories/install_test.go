@@ -112,6 +112,20 @@ func TestInstallBesidePackage(t *testing.T) {
 		p.MustSh("pam-auth-update --disable systemd-homed")
 	})
 
+	t.Run("records come from files", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		p.MustSh(`echo '{"userName":"rita","disposition":"regular","realName":"Rita"}' | homectl register`)
+		if s := p.state("rita"); s != "absent" {
+			t.Errorf("rita is %s", s)
+		}
+		p.MustSh("homectl unregister rita")
+		p.MustSh(`echo '{"userName":"ida","realName":"Ida","secret":{"password":["` + password + `"]},"privileged":{"hashedPassword":["'$(perl -e 'print crypt($ARGV[0], q($6$abcdefgh$))' '` + password + `')'"]}}' >/root/ida
+			` + atMost + `homectl create --identity=/root/ida --storage=luks --fs-type=ext4 --disk-size=64M ` + cheap)
+		if out := p.MustSh("homectl inspect ida; homectl remove ida"); !strings.Contains(out, "Real Name: Ida") {
+			t.Errorf("ida is\n%s", out)
+		}
+	})
+
 	t.Run("a shutdown closes what is open", func(t *testing.T) {
 		p := &product{p.With(t), t}
 		p.create("ann")
