@@ -233,8 +233,18 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 		c.user = op.Record.UserName()
 		op.Key = manager.Key{Name: c.user}
 	}
+	action := c.method.Action
+	if verb == home.Update && target != nil {
+		if op.Flags&^manager.Offline != 0 {
+			return nil, fault.New(fault.InvalidArgs, "read flags", nil)
+		}
+		// Root is nobody's owner.
+		if c.uid == target.UID && records.SelfModifiable(target.Record, op.Record, target.Machine) {
+			action = home1.ActionUpdateByOwner
+		}
+	}
 	asked := false
-	if err := s.access.allowed(ctx, c, c.method.Action, about, func() { asked = true; c.posted() }); err != nil {
+	if err := s.access.allowed(ctx, c, action, about, func() { asked = true; c.posted() }); err != nil {
 		return nil, err
 	}
 	if asked && target != nil {

@@ -71,6 +71,8 @@ type Info struct {
 	Signed *bool
 	// Unfixated homes have no accepted record yet.
 	Unfixated bool
+	// Machine is the one that the record is read on.
+	Machine records.Machine
 }
 
 // Operation is one thing asked for.

@@ -181,3 +181,16 @@ func (k *keyring) signer() (*records.Signer, error) {
 	k.log.Info("made a key to sign records with", "file", filepath.Join(k.dir, privateKey))
 	return k.own, nil
 }
+
+// maxKeys bounds how many public keys a worker is told of: they travel in one
+// packet.
+const maxKeys = 100
+
+// public returns the public keys by name, ours first among those that fit.
+func (k *keyring) public() map[string]string {
+	keys := map[string]string{}
+	for _, key := range k.list[:min(len(k.list), maxKeys)] {
+		keys[key.Name] = key.PEM
+	}
+	return keys
+}

@@ -54,7 +54,8 @@ func (m *Manager) imageThere(e *entry) bool {
 func (s snapshot) info(m *Manager) Info {
 	v := s.view
 	i := Info{
-		Name: v.UserName, Realm: v.Realm, State: string(s.state),
+		Machine: m.Machine,
+		Name:    v.UserName, Realm: v.Realm, State: string(s.state),
 		RealName:      cmp.Or(v.RealName, v.UserName),
 		HomeDirectory: v.HomeDirectory, Shell: v.Shell,
 		UID: v.UID, GID: v.GID,

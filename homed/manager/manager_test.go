@@ -122,6 +122,37 @@ func operate(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, e
 			return nil, err
 		}
 		return bound(e), unix.Mount("tmpfs", v.HomeDirectory, "tmpfs", 0, "")
+	case "passwd", "update":
+		if err := right(); err != nil {
+			return nil, err
+		}
+		if _, err := embedded(); err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(v.ImagePath, rec.Embedded().Compact(), 0o600); err != nil {
+			return nil, err
+		}
+		if r.Verb == "passwd" {
+			if len(r.Params.Keys[records.LocalKey]) == 0 {
+				return nil, errors.New("no keys to judge by")
+			}
+			if err := up.Keep(bound(rec)); err != nil {
+				return nil, err
+			}
+			// What the daemon kept must be on the disk by now.
+			kept, err := os.ReadFile(filepath.Join(r.Params.HomeRoot, "../records", v.UserName+".identity"))
+			if err != nil {
+				return nil, err
+			}
+			saved, err := records.Parse(kept, records.HostFile)
+			if err != nil {
+				return nil, err
+			}
+			if !saved.SameContent(rec) {
+				return nil, errors.New("the daemon saved another record")
+			}
+		}
+		return bound(rec), nil
 	case "deactivate", "deactivate-force":
 		flags := 0
 		if r.Verb == "deactivate-force" {
@@ -423,7 +454,7 @@ func TestRefusedRecords(t *testing.T) {
 	if got := d.seen(); strings.Contains(got, "eve") {
 		t.Errorf("told: %s", got)
 	}
-	for _, v := range []home.Verb{home.Update, home.Resize, home.ChangePassword, home.Lock, home.Unlock, home.LockAll, home.Rebalance, home.Realize, home.Adopt} {
+	for _, v := range []home.Verb{home.Resize, home.Lock, home.Unlock, home.LockAll, home.Rebalance, home.Realize, home.Adopt} {
 		d.fails(fault.NotSupported, v, "ann")
 	}
 	d.fails(fault.NoSuchHome, home.Activate, "nobody")

@@ -19,6 +19,7 @@ import (
 type call struct {
 	op        Operation
 	secrets   *secret.Bytes // our own copy; the worker may start after the caller left
+	fresh     *secret.Bytes // likewise the new passwords among them, for ChangePassword
 	wantsInfo bool
 	reply     chan answer // of one
 	all       *collective // instead of reply: part of an operation on all homes
@@ -30,12 +31,54 @@ type answer struct {
 }
 
 func (c *call) finish(a answer) {
-	c.secrets.Close()
+	c.close()
 	if c.all != nil {
 		c.all.finish(a.err)
 		return
 	}
 	c.reply <- a
+}
+
+func (c *call) close() {
+	c.secrets.Close()
+	c.fresh.Close()
+}
+
+// keepSecrets copies what the caller lent. Faults: NoMemory, InvalidArgs.
+func (c *call) keepSecrets() (err error) {
+	if c.op.Secrets != nil {
+		if c.secrets, err = c.op.Secrets.Clone(); err != nil {
+			return fault.New(fault.NoMemory, "keep secrets", err)
+		}
+	}
+	if c.op.Verb != home.ChangePassword {
+		return nil
+	}
+	c.fresh, c.secrets = c.secrets, nil
+	if c.secrets, err = merged(c.op.Secrets, c.op.OldSecrets); err != nil {
+		c.close()
+	}
+	return err
+}
+
+// merged joins two secret sections, the newer one first.
+func merged(newer, older *secret.Bytes) (*secret.Bytes, error) {
+	n, err := records.ParseSecrets(newer)
+	if err != nil {
+		return nil, err
+	}
+	defer n.Close()
+	o, err := records.ParseSecrets(older)
+	if err != nil {
+		return nil, err
+	}
+	defer o.Close()
+	both, err := records.MergeSecrets(n, o)
+	if err != nil {
+		return nil, err
+	}
+	defer both.Close()
+	return both.Encode()
 }
 
 // collective gathers the answers of all homes into one.
@@ -65,17 +108,17 @@ func notBuilt(v home.Verb) error {
 // is closed.
 func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
 	switch op.Verb {
-	case home.Update, home.Resize, home.ChangePassword, home.Lock, home.Unlock, home.LockAll, home.Rebalance, home.Realize, home.Adopt:
+	case home.Resize, home.Lock, home.Unlock, home.LockAll, home.Rebalance, home.Realize, home.Adopt:
 		return Result{}, notBuilt(op.Verb)
 	case home.Create, home.Register:
 		return m.introduce(ctx, op)
 	}
+	if err := m.admitChange(op); err != nil {
+		return Result{}, fault.For(op.Key.Name, err)
+	}
 	c := &call{op: op, reply: make(chan answer, 1)}
-	if op.Secrets != nil {
-		var err error
-		if c.secrets, err = op.Secrets.Clone(); err != nil {
-			return Result{}, fault.New(fault.NoMemory, "keep secrets", err)
-		}
+	if err := c.keepSecrets(); err != nil {
+		return Result{}, err
 	}
 	err := m.ask(ctx, func() {
 		switch {
@@ -85,6 +128,12 @@ func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
 			m.beginAll(c)
 		default:
 			if e := m.find(op.Key); e != nil {
+				if op.Verb == home.ChangePassword {
+					if err := m.signedElsewhere(e); err != nil {
+						c.finish(answer{err: err})
+						return
+					}
+				}
 				m.begin(e, c)
 				return
 			}
@@ -92,7 +141,7 @@ func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
 		}
 	})
 	if err != nil {
-		c.secrets.Close()
+		c.close()
 		return Result{}, err
 	}
 	return m.await(ctx, c)
@@ -140,7 +189,8 @@ func (m *Manager) begin(e *entry, c *call) {
 	if c.op.PleaseSuspend {
 		kind = home.PleaseSuspend
 	}
-	m.step(e, home.Call{ID: m.lastID, Verb: c.op.Verb, Kind: kind})
+	m.step(e, home.Call{ID: m.lastID, Verb: c.op.Verb, Kind: kind,
+		Offline: c.op.Verb == home.Update && c.op.Flags&Offline != 0})
 }
 
 // beginAll gives a call to every home; the one answer comes with the last.
@@ -167,28 +217,22 @@ func (m *Manager) beginAll(c *call) {
 // from starting is the operation's end.
 func (m *Manager) start(e *entry, s home.Start) {
 	if err := m.launch(e, s); err != nil {
-		m.logOf(e).Warn("operation did not start", "HOME_VERB", string(s.Work), "error", err)
-		m.step(e, home.Done{Err: err})
+		m.notStarted(e, s, err)
 	}
 }
 
+func (m *Manager) notStarted(e *entry, s home.Start, err error) {
+	m.logOf(e).Warn("operation did not start", "HOME_VERB", string(s.Work), "error", err)
+	m.step(e, home.Done{Err: err})
+}
+
 func (m *Manager) launch(e *entry, s home.Start) error {
-	r := worker.Request{
-		Verb:         string(s.Work),
-		SharedMounts: m.SharedMounts,
-		Params: worker.Params{
-			Machine:               m.Machine,
-			HomeRoot:              m.Layout.HomeRoot,
-			DefaultStorage:        m.Config.DefaultStorage,
-			DefaultFileSystemType: m.Config.DefaultFileSystemType,
-			HaveImageLock:         e.lock != nil,
-		},
-	}
 	c := m.calls[s.Call.ID]
+	var secrets *secret.Bytes
 	if c != nil {
-		r.Secrets = c.secrets
+		secrets = c.secrets
 	}
-	if s.Work == home.WorkCreate && r.Secrets == nil {
+	if s.Work == home.WorkCreate && secrets == nil {
 		return fault.New(fault.KeyUnavailable, "create home", errors.New("no secret section"))
 	}
 	if s.Attempt {
@@ -196,7 +240,31 @@ func (m *Manager) launch(e *entry, s home.Start) error {
 			return err
 		}
 	}
-	r.Record = e.record.Compact()
+	switch s.Work {
+	case home.WorkUpdate:
+		return m.launchUpdate(e, s, c)
+	case home.WorkPasswd:
+		return m.launchPasswd(e, s, c)
+	}
+	return m.work(e, s, e.record, secrets)
+}
+
+// work starts the worker with a record, which need not be the home's yet.
+func (m *Manager) work(e *entry, s home.Start, record *records.Record, secrets *secret.Bytes) error {
+	r := worker.Request{
+		Verb:         string(s.Work),
+		Record:       record.Compact(),
+		Secrets:      secrets,
+		SharedMounts: m.SharedMounts,
+		Params: worker.Params{
+			Machine:               m.Machine,
+			HomeRoot:              m.Layout.HomeRoot,
+			DefaultStorage:        m.Config.DefaultStorage,
+			DefaultFileSystemType: m.Config.DefaultFileSystemType,
+			HaveImageLock:         e.lock != nil,
+			Keys:                  m.keys.public(),
+		},
+	}
 	log := m.logOf(e).With("HOME_VERB", string(s.Work))
 	// Not the caller's context: a terminal that closes must not leave half a
 	// file system.
@@ -227,6 +295,10 @@ func (m *Manager) deliver(e *entry, s home.Start, ev worker.Event) {
 		}
 	case ev.Progress != nil:
 		m.logOf(e).Debug("worker progresses", "HOME_VERB", string(s.Work), "stage", ev.Progress.Stage, "done", ev.Progress.Done, "total", ev.Progress.Total)
+	case ev.Keep != nil:
+		if !m.post(func() { m.keepEarly(e, s, ev.Keep) }) {
+			ev.Keep.Reply(stopping())
+		}
 	case ev.Answer != nil:
 		m.post(func() {
 			m.workers--
@@ -288,6 +360,8 @@ func (m *Manager) judge(e *entry, s home.Start, a worker.Answer) home.Done {
 			m.adopt(e, r, signed)
 		}
 		m.succeeded(e)
+	case home.WorkUpdate, home.WorkPasswd:
+		return m.judgeChange(e, s, a.Record)
 	case home.WorkUnlock:
 		m.succeeded(e)
 	case home.WorkCreate:

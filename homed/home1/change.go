@@ -1,0 +1,36 @@
+package home1
+
+import (
+	"context"
+
+	"github.com/godbus/dbus/v5"
+
+	"hearth/internal/fault"
+	"hearth/internal/secret"
+)
+
+// ChangePasswordHome makes the passwords in fresh, the content of a secret
+// section, the only ones of a home. old has one that opens it up to now. Both
+// are borrowed.
+func (c *Client) ChangePasswordHome(ctx context.Context, name string, fresh, old *secret.Bytes) error {
+	_, err := c.query(ctx, name, "ChangePasswordHome", name, fresh, old)
+	return err
+}
+
+// UpdateHome replaces a home's record. record is a JSON object without secret
+// section; section is the content of that section, or nil. Both are borrowed.
+// offline leaves the storage alone, and with it the question who asks; files
+// beside the record are then lost.
+func (c *Client) UpdateHome(ctx context.Context, name string, record []byte, section *secret.Bytes, offline bool) error {
+	joined, err := JoinSecret(record, section)
+	if err != nil {
+		return fault.New(fault.InvalidArgs, "join record and secret", err)
+	}
+	defer joined.Close()
+	if offline {
+		_, err = c.query(ctx, name, "UpdateHomeEx", joined, map[string]dbus.UnixFD{}, uint64(1))
+	} else {
+		_, err = c.query(ctx, name, "UpdateHome", joined)
+	}
+	return err
+}

@@ -1,0 +1,202 @@
+package manager
+
+import (
+	"errors"
+	"fmt"
+
+	"hearth/homed/home"
+	"hearth/homed/worker"
+	"hearth/internal/fault"
+	"hearth/records"
+)
+
+// Offline is the flag of Update that leaves the storage alone: only the host's
+// record changes, nobody is authenticated, and the home's copies follow with
+// the next activation.
+const Offline = 1
+
+// maxPasswords is how many passwords a home may have: as many as its image has
+// keyslots. Each costs a slow hash.
+const maxPasswords = 32
+
+// admitChange checks, before anything is asked of a home, what a change of its
+// record needs whatever the home's state.
+func (m *Manager) admitChange(op Operation) error {
+	switch op.Verb {
+	case home.Update:
+		if op.Record == nil {
+			return fault.New(fault.InvalidArgs, "update home", errors.New("no record"))
+		}
+		if op.Flags&^Offline != 0 {
+			return fault.New(fault.InvalidArgs, "update home", fmt.Errorf("flags %#x are not known", op.Flags))
+		}
+		return op.Record.Manageable(m.Machine)
+	case home.ChangePassword:
+		s, err := records.ParseSecrets(op.Secrets)
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		if len(s.Passwords) > maxPasswords {
+			return fault.Newf(fault.InvalidArgs, "change password", "A home has at most %d passwords.", maxPasswords)
+		}
+	}
+	return nil
+}
+
+// signedElsewhere refuses to change a record that others vouch for.
+func (m *Manager) signedElsewhere(e *entry) error {
+	if e.signed != nil && *e.signed {
+		return nil
+	}
+	return fault.For(e.name, fault.New(fault.RecordSigned, "change record", nil))
+}
+
+func (m *Manager) sign(r *records.Record) (*records.Record, error) {
+	s, err := m.keys.signer()
+	if err != nil {
+		return nil, err
+	}
+	return s.Sign(r)
+}
+
+// updated is what the home's record becomes by an update.
+func (m *Manager) updated(e *entry, r *records.Record) (*records.Record, *bool, error) {
+	const op = "update record"
+	r = r.WithoutSecret()
+	if err := e.record.CheckUpdate(r); err != nil {
+		return nil, nil, err
+	}
+	if !sameSet(r.Aliases(), e.record.Aliases()) {
+		return nil, nil, fault.Newf(fault.RecordMismatch, op, "The aliases of a home cannot be changed.")
+	}
+	verdict, err := m.keys.Verify(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	if verdict == records.Foreign {
+		return nil, nil, fault.New(fault.KeyUnavailable, op, errors.New("it is signed by no known key"))
+	}
+	sign, err := verdict.AcceptUpdate(e.name, e.signed != nil && *e.signed)
+	if err != nil {
+		return nil, nil, err
+	}
+	if sign {
+		if r, err = m.sign(r); err != nil {
+			return nil, nil, err
+		}
+		verdict = records.SignedByUs
+	}
+	r = r.WithBindingOf(e.record).WithStatusOf(e.record)
+	if err := r.Suitable(m.Machine); err != nil {
+		return nil, nil, err
+	}
+	return r, ours(verdict), nil
+}
+
+// launchUpdate starts the worker of an update, or does without one.
+func (m *Manager) launchUpdate(e *entry, s home.Start, c *call) error {
+	next, signed, err := m.updated(e, c.op.Record)
+	if err != nil {
+		return err
+	}
+	if !s.Call.Offline {
+		return m.work(e, s, next, c.secrets)
+	}
+	old, oldSigned := e.record, e.signed
+	m.adopt(e, next, signed)
+	if err := m.save(e); err != nil {
+		m.adopt(e, old, oldSigned)
+		return fault.New(fault.IOError, "update home", err)
+	}
+	m.step(e, home.Done{})
+	return nil
+}
+
+// launchPasswd makes the record with the new passwords, off the loop since a
+// hash takes its time, and starts the worker with it.
+func (m *Manager) launchPasswd(e *entry, s home.Start, c *call) error {
+	const op = "change password"
+	switch verdict := e.view.PasswordChange(m.now()); {
+	case verdict == records.NoPasswordTimestamp:
+		return fault.New(fault.Unknown, op, errors.New("the record says how old a password has to be, but not how old it is"))
+	case !verdict.MayChange():
+		return fault.Newf(fault.AccessDenied, op, "The password of this home may not be changed now.")
+	}
+	m.workers++
+	record := e.record
+	go func() {
+		next, err := m.withPasswords(record, c)
+		m.post(func() {
+			m.workers--
+			if err == nil {
+				err = m.launchRekey(e, s, c, next)
+			}
+			if err != nil {
+				m.notStarted(e, s, err)
+			}
+		})
+	}()
+	return nil
+}
+
+// withPasswords returns the record with the new passwords that were given.
+// Without any the old ones stay, and the keyslots are brought in line with the
+// record.
+func (m *Manager) withPasswords(r *records.Record, c *call) (*records.Record, error) {
+	s, err := records.ParseSecrets(c.fresh)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	if r, err = r.WithPasswords(s.Passwords, m.Rand); err != nil {
+		return nil, err
+	}
+	enforce := r.View(m.Machine).EnforcePasswordPolicy
+	if len(s.Passwords) == 0 || enforce != nil && !*enforce {
+		return r, nil
+	}
+	all, err := records.ParseSecrets(c.secrets)
+	if err != nil {
+		return nil, err
+	}
+	defer all.Close()
+	return r, records.PasswordQuality(r, all)
+}
+
+func (m *Manager) launchRekey(e *entry, s home.Start, c *call, next *records.Record) error {
+	next, err := next.WithStatusOf(e.record).Touched(m.now(), true)
+	if err != nil {
+		return err
+	}
+	if next, err = m.sign(next); err != nil {
+		return err
+	}
+	return m.work(e, s, next, c.secrets)
+}
+
+// keepEarly saves the record that a worker must not go on without.
+func (m *Manager) keepEarly(e *entry, s home.Start, k *worker.Keep) {
+	r, signed, err := m.accept(e, k.Record)
+	if err == nil {
+		m.adopt(e, r, signed)
+		err = m.save(e)
+	}
+	if err != nil {
+		m.logOf(e).Error("cannot save the record while the operation runs", "HOME_VERB", string(s.Work), "error", err)
+	}
+	k.Reply(err)
+}
+
+// judgeChange takes the record that an update or a password change left in the
+// home.
+func (m *Manager) judgeChange(e *entry, s home.Start, text []byte) home.Done {
+	r, signed, err := m.accept(e, text)
+	if err != nil {
+		m.logOf(e).Error("the changed record is not accepted", "HOME_VERB", string(s.Work), "error", err)
+		return home.Done{Err: err}
+	}
+	m.adopt(e, r, signed)
+	m.succeeded(e)
+	return home.Done{}
+}
