@@ -1,0 +1,183 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"time"
+
+	"hearth/homed/home1"
+	"hearth/internal/fault"
+	"hearth/internal/secret"
+	"hearth/records"
+)
+
+func runUpdate(c *command, ctx context.Context, args []string) error {
+	if c.identity == "" && !c.assembly.changes() {
+		return usagef("No field to change specified.")
+	}
+	if c.assembly.resizes() {
+		return usagef("The size of a home area cannot be changed yet. Nothing was changed.")
+	}
+	record, section, err := c.readIdentity()
+	if err != nil {
+		return err
+	}
+	defer section.Close()
+	user, err := updatedUser(record, args)
+	if err != nil {
+		return err
+	}
+	client, err := c.bus(ctx)
+	if err != nil {
+		return err
+	}
+	whole := record != nil
+	if !whole {
+		if record, err = c.currentRecord(ctx, client, user); err != nil {
+			return err
+		}
+	}
+	mid, err := machineID()
+	if err != nil {
+		return err
+	}
+	if err := c.assembly.apply(record, mid); err != nil {
+		return err
+	}
+	if err := timestamp(record, uint64(time.Now().UnixMicro()), whole); err != nil {
+		return err
+	}
+	text, err := encode(record)
+	if err != nil {
+		return err
+	}
+	k, err := harvest()
+	if err != nil {
+		return err
+	}
+	defer k.close()
+	if err := k.addSection(section); err != nil {
+		return err
+	}
+	return c.slow(ctx, user, k, func(ctx context.Context, section *secret.Bytes) error {
+		return client.UpdateHome(ctx, user, text, section, c.offline)
+	})
+}
+
+// updatedUser is whose record is changed: the argument's, the identity's, or
+// the caller's. An identity without name gets it.
+func updatedUser(record map[string]any, args []string) (string, error) {
+	if record == nil {
+		return userOr(args)
+	}
+	name, _ := record["userName"].(string)
+	switch {
+	case len(args) == 0 && name == "":
+		return "", usagef("No username specified.")
+	case len(args) == 0:
+		return name, nil
+	case name == "":
+		record["userName"] = args[0]
+	case name != args[0]:
+		return "", usagef("User name specified on command line and in JSON record do not match.")
+	}
+	return args[0], nil
+}
+
+// currentRecord asks the daemon for what is to be changed, without what the
+// daemon makes itself.
+func (c *command) currentRecord(ctx context.Context, client *home1.Client, user string) (map[string]any, error) {
+	text, incomplete, err := client.GetUserRecordByName(ctx, user)
+	if err != nil {
+		c.explain("Failed to acquire user home record", user, err)
+		return nil, errSaid
+	}
+	if incomplete {
+		return nil, usagef("Lacking rights to acquire user record including privileged metadata, can't update record.")
+	}
+	record, err := decode(text)
+	if err != nil {
+		return nil, usagef("Failed to parse the record of user %s: %s", user, reason(err))
+	}
+	if record["blobManifest"] != nil && c.offline {
+		return nil, usagef("User %s has pictures, which an offline update would lose. Nothing was changed.", user)
+	}
+	for _, s := range []string{"binding", "status", "signature", "secret"} {
+		delete(record, s)
+	}
+	return record, nil
+}
+
+// decode reads a record that the daemon or a file gave, numbers as they are.
+func decode(text []byte) (map[string]any, error) {
+	// The parser first: the decoder would drop the second of two equal keys.
+	if _, err := records.Parse(text, records.ClientReply); err != nil {
+		return nil, err
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.UseNumber()
+	var record map[string]any
+	err := dec.Decode(&record)
+	return record, err
+}
+
+// timestamp notes the time of the change, in microseconds since 1970. A whole
+// record that was given keeps its own.
+func timestamp(record map[string]any, now uint64, whole bool) error {
+	const field = "lastChangeUSec"
+	if whole {
+		if record[field] == nil {
+			record[field] = now
+		}
+		return nil
+	}
+	text, err := encode(map[string]any{"userName": "x", field: record[field]})
+	if err != nil {
+		return err
+	}
+	r, err := records.Parse(text, records.ClientReply)
+	if err != nil {
+		return err
+	}
+	if r.LastChangeUSec() >= now {
+		return usagef("lastChangeUSec is from the future, can't update.")
+	}
+	record[field] = now
+	return nil
+}
+
+// addSection takes over the passwords of a secret section.
+func (k *keyring) addSection(section *secret.Bytes) error {
+	if section == nil || section.Len() == 0 {
+		return nil
+	}
+	given, err := records.ParseSecrets(section)
+	if err != nil {
+		return usagef("Failed to parse the secret section of the identity: %s", fault.Public(err))
+	}
+	defer given.Close()
+	for i := len(given.Passwords) - 1; i >= 0; i-- {
+		p, err := given.Passwords[i].Clone()
+		if err != nil {
+			return err
+		}
+		k.add(p)
+	}
+	return nil
+}
+
+// changes reports whether any property was given.
+func (a *assembly) changes() bool {
+	return len(a.any)+len(a.this)+len(a.other)+len(a.priv)+len(a.rlimits)+len(a.filter)+len(a.rlimitFilter) > 0
+}
+
+// resizes reports whether a size was given.
+func (a *assembly) resizes() bool {
+	for _, b := range []map[string]any{a.any, a.this, a.other} {
+		if b["diskSize"] != nil || b["diskSizeRelative"] != nil {
+			return true
+		}
+	}
+	return false
+}
