@@ -89,6 +89,15 @@ type LoginView struct {
 	KillProcesses                                                *bool
 	TasksMax, MemoryHigh, MemoryMax, CPUWeight, IOWeight         *uint64
 	SSHAuthorizedKeys                                            []string
+	TmpLimit, DevShmLimit                                        ShareLimit
+}
+
+// A ShareLimit bounds what a user may keep in a file system of the machine:
+// the lower of both values counts. Bytes 2^64-1 is no bound in bytes.
+type ShareLimit struct {
+	Bytes uint64
+	Scale uint32 // of 2^32-1, the whole file system
+	Set   bool   // the record says so; otherwise it is the default of users like this
 }
 
 // A ResourceLimit holds both values of one limit; 2^64-1 is infinity.
@@ -314,6 +323,8 @@ func (r *Record) View(m Machine) View {
 		v.RecoveryHashes = append(v.RecoveryHashes, e.get("hashedPassword").str)
 	}
 	v.Login = loginView(l, p)
+	v.Login.TmpLimit = l.shareLimit("tmpLimit", v.Disposition)
+	v.Login.DevShmLimit = l.shareLimit("devShmLimit", v.Disposition)
 	return v
 }
 
@@ -476,6 +487,38 @@ func (l layers) limits() map[string]ResourceLimit {
 				out[m.key] = ResourceLimit{bound("cur"), bound("max")}
 			}
 		}
+	}
+	return out
+}
+
+// shareLimit merges a limit in bytes and its share of the whole. null for
+// either takes back both.
+func (l layers) shareLimit(name, disposition string) ShareLimit {
+	const all, regular = math.MaxUint32, 3435973836 // 100 %, 80 %
+	var size, scale *uint64
+	for _, y := range l {
+		a, b := y.obj.get(name), y.obj.get(name+"Scale")
+		if y.in&rM == 0 {
+			continue
+		}
+		if a.is(null) || b.is(null) {
+			size, scale = nil, nil
+		}
+		if n, ok := toU64(a); ok && fields[name].valid(a) {
+			size = &n
+		}
+		if n, ok := toU64(b); ok && fields[name+"Scale"].valid(b) {
+			scale = &n
+		}
+	}
+	out := ShareLimit{Bytes: math.MaxUint64, Scale: all, Set: size != nil || scale != nil}
+	if size != nil {
+		out.Bytes = *size
+	}
+	if scale != nil {
+		out.Scale = uint32(*scale)
+	} else if !out.Set && disposition == "regular" {
+		out.Scale = regular
 	}
 	return out
 }
