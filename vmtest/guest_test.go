@@ -225,3 +225,25 @@ func TestSuites(t *testing.T) {
 		})
 	}
 }
+
+// TestConsole logs in where questions are asked at boot, before any agent of
+// ours could carry them.
+func TestConsole(t *testing.T) {
+	Need(t)
+	t.Parallel()
+	g := Boot(t, Options{Console: true})
+	if g.Runner() == "tcg" {
+		t.Skip("takes minutes under emulation")
+	}
+	c := g.Console()
+	c.Expect(`hearth login: $`, 2*time.Minute)
+	c.Send("root\n")
+	c.Expect(`Password: $`, 30*time.Second)
+	c.Send("hearth\n")
+	c.Expect(`# `, 30*time.Second)
+	c.Send("echo here is $(tty)\n")
+	c.Expect(`here is /dev/ttyS0`, 30*time.Second)
+	if got := g.MustSh("loginctl --no-legend list-sessions | wc -l"); got == "0" {
+		t.Error("the console's session is not there")
+	}
+}
