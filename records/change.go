@@ -37,16 +37,10 @@ func (r *Record) CheckUpdate(next *Record) error {
 	switch age := compareChange(next, r); {
 	case age < 0:
 		return fault.Newf(fault.RecordDowngrade, op, "Refusing to update to older home record.")
-	case !slices.Equal(r.aliases(), next.aliases()):
+	case !slices.Equal(slices.Sorted(slices.Values(r.Aliases())), slices.Sorted(slices.Values(next.Aliases()))):
 		return fault.Newf(fault.RecordMismatch, op, "Aliases of an existing home cannot be changed.")
 	case age == 0 && !r.SameContent(next):
 		return fault.Newf(fault.RecordMismatch, op, "Home record different but timestamp remained the same, refusing.")
 	}
 	return nil
-}
-
-// aliases returns the names of its own that a record gives its user besides
-// the user name, sorted.
-func (r *Record) aliases() []string {
-	return slices.Sorted(slices.Values(layers{{regular, r.doc}}.union("aliases")))
 }

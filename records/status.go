@@ -121,13 +121,13 @@ func (r *Record) WithCounters(machineID string, c Counters) *Record {
 
 // Succeeded returns the counters after a successful authentication.
 func (c Counters) Succeeded(now uint64) Counters {
-	c.Good, c.LastGoodUSec = min(c.Good+1, math.MaxUint64-1), now
+	c.Good, c.LastGoodUSec = min(addSat(c.Good, 1), math.MaxUint64-1), now
 	return c
 }
 
 // Failed returns the counters after a password or key was not accepted.
 func (c Counters) Failed(now uint64) Counters {
-	c.Bad, c.LastBadUSec = min(c.Bad+1, math.MaxUint64-1), now
+	c.Bad, c.LastBadUSec = min(addSat(c.Bad, 1), math.MaxUint64-1), now
 	return c
 }
 

@@ -180,3 +180,12 @@ func TestAcceptUpdate(t *testing.T) {
 		}
 	}
 }
+
+func TestCountersStopAtTheirEnd(t *testing.T) {
+	for _, n := range []uint64{1<<64 - 3, 1<<64 - 2, 1<<64 - 1} {
+		c := Counters{Good: n, Bad: n}
+		if c.Succeeded(1).Good != 1<<64-2 || c.Failed(1).Bad != 1<<64-2 {
+			t.Errorf("%d: %d, %d", n, c.Succeeded(1).Good, c.Failed(1).Bad)
+		}
+	}
+}
