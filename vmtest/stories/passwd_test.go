@@ -1,0 +1,131 @@
+package stories
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"hearth/vmtest"
+)
+
+const fresh = "N3w-Saddle-7-Stapl"
+
+// TestPasswd changes passwords and records, at rest and in use, and lets the
+// real daemon open what came of it.
+func TestPasswd(t *testing.T) {
+	t.Parallel()
+	vmtest.Need(t)
+	p := install(t, vmtest.Options{Suite: vmtest.Forky})
+	p.enable()
+	for _, fs := range []struct{ user, fstype, size string }{{"ann", "ext4", "64M"}, {"bea", "btrfs", "280M"}} {
+		t.Run(fs.fstype, func(t *testing.T) {
+			p := &product{p.With(t), t}
+			p.MustSh(fmt.Sprintf("NEWPASSWORD='%s' %s homectl create %s --storage=luks --fs-type=%s --disk-size=%s %s", password, atMost, fs.user, fs.fstype, fs.size, cheap))
+			p.rekey(fs.user)
+		})
+	}
+	t.Run("hand over", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		p.realOpens("ann", "bea")
+	})
+}
+
+// passwd changes a password without a terminal.
+func (p *product) passwd(user, old, next string) vmtest.Result {
+	return p.Sh(fmt.Sprintf("PASSWORD='%s' NEWPASSWORD='%s' %s homectl passwd %s </dev/null", old, next, atMost, user))
+}
+
+// slots counts the keyslots of an inactive home.
+func (p *product) slots(user string) string {
+	p.t.Helper()
+	return strings.TrimSpace(p.MustSh(fmt.Sprintf(`l=$(losetup --find --show --offset 1048576 /home/%s.home) && cryptsetup luksDump $l | grep -cE '^  [0-9]+: luks2$'; losetup -d $l`, user)))
+}
+
+func (p *product) opens(user, pw string) {
+	p.t.Helper()
+	if r := p.with(pw, "activate "+user+" </dev/null"); r.Code != 0 {
+		p.t.Fatal(r)
+	}
+	p.MustSh(atMost + "homectl deactivate " + user)
+}
+
+func (p *product) refused(user, pw string) {
+	p.t.Helper()
+	if r := p.with(pw, "authenticate "+user+" </dev/null"); r.Code != 1 {
+		p.t.Errorf("%s still opens %s: %v", pw, user, r)
+	}
+}
+
+func (p *product) rekey(user string) {
+	p.t.Helper()
+	// At rest.
+	if r := p.passwd(user, "wrong", fresh); r.Code != 1 {
+		p.t.Errorf("with a wrong old password: %v", r)
+	}
+	if r := p.passwd(user, password, fresh); r.Code != 0 {
+		p.t.Fatal(r)
+	}
+	p.refused(user, password)
+	p.opens(user, fresh)
+	if n := p.slots(user); n != "1" {
+		p.t.Errorf("%s keyslots", n)
+	}
+
+	// In use, as its user: the prompts come in the order of what one knows.
+	if r := p.with(fresh, "activate "+user); r.Code != 0 {
+		p.t.Fatal(r)
+	}
+	l := p.Terminal("setpriv", "--reuid="+user, "--regid="+user, "--clear-groups", "homectl", "passwd", user)
+	for _, answer := range []struct{ question, text string }{
+		{"current password", fresh}, {"new password", password}, {"repeat", password},
+	} {
+		l.Expect(answer.question, 30*time.Second)
+		l.Send(answer.text + "\n")
+	}
+	if code := l.Wait(); code != 0 {
+		p.t.Errorf("homectl passwd ended with %d: %s", code, l.Transcript())
+	}
+	p.MustSh("echo kept >/home/" + user + "/kept")
+	p.MustSh(atMost + "homectl deactivate " + user)
+	p.refused(user, fresh)
+
+	// The record, active and not.
+	if r := p.with(password, "update "+user+" --real-name='At Rest'"); r.Code != 0 {
+		p.t.Fatal(r)
+	}
+	if r := p.with("wrong", "update "+user+" --real-name=Nobody </dev/null"); r.Code != 1 {
+		p.t.Errorf("update with a wrong password: %v", r)
+	}
+	if r := p.with(password, "activate "+user); r.Code != 0 {
+		p.t.Fatal(r)
+	}
+	p.MustSh("grep -q 'At Rest' /home/" + user + "/.identity && test -s /home/" + user + "/kept && ! grep -q '" + password + "' /var/lib/systemd/home/" + user + ".identity")
+	if r := p.with(password, "update "+user+" --real-name='In Use'"); r.Code != 0 {
+		p.t.Fatal(r)
+	}
+	p.MustSh("grep -q 'In Use' /home/" + user + "/.identity")
+	p.MustSh(atMost + "homectl deactivate " + user)
+	p.MustSh(atMost + "homectl update --offline " + user + " --real-name='Far Away' </dev/null")
+	p.opens(user, password)
+	if got := p.MustSh("getent passwd " + user); !strings.Contains(got, "Far Away") {
+		p.t.Errorf("after the offline update: %s", got)
+	}
+	if r := p.passwd(user, password, fresh); r.Code != 0 {
+		p.t.Fatal(r)
+	}
+}
+
+// realOpens hands the homes to systemd-homed, which takes the new password and
+// not the old one.
+func (p *product) realOpens(users ...string) {
+	p.t.Helper()
+	p.MustSh("systemctl stop homed.service && systemctl disable homed.service && systemctl daemon-reload && systemctl start systemd-homed.service")
+	for _, user := range users {
+		if r := p.Sh(fmt.Sprintf("PASSWORD='%s' %s /usr/bin/homectl activate %s </dev/null", password, atMost, user)); r.Code == 0 {
+			p.t.Errorf("the real daemon opens %s with the old password: %v", user, r)
+		}
+		p.MustSh(fmt.Sprintf("PASSWORD='%s' %s /usr/bin/homectl activate %s", fresh, atMost, user))
+		p.MustSh("test -s /home/" + user + "/kept && " + atMost + "/usr/bin/homectl deactivate " + user)
+	}
+}
