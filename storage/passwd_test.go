@@ -271,7 +271,7 @@ func TestPasswd(t *testing.T) {
 	}
 	// The same password again, and one beside another.
 	again := h.record(3, newPassword)
-	if got, err = h.run(p, Passwd, again, nil, newPassword); err != nil {
+	if _, err := h.run(p, Passwd, again, nil, newPassword); err != nil {
 		t.Fatal(err)
 	}
 	if got, err = h.run(p, Passwd, h.record(4, newPassword, "third one"), nil, "third one", newPassword); err != nil {
