@@ -1,0 +1,68 @@
+package main
+
+import (
+	"encoding/json"
+	"testing"
+)
+
+func TestUpdatedUser(t *testing.T) {
+	for _, c := range []struct {
+		record map[string]any
+		args   []string
+		want   string
+	}{
+		{nil, []string{"ann"}, "ann"},
+		{map[string]any{"userName": "ann"}, nil, "ann"},
+		{map[string]any{}, []string{"ann"}, "ann"},
+		{map[string]any{"userName": "ann"}, []string{"ann"}, "ann"},
+		{map[string]any{"userName": "ann"}, []string{"bob"}, ""},
+		{map[string]any{}, nil, ""},
+	} {
+		got, err := updatedUser(c.record, c.args)
+		if got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%v with %q: %q, %v", c.record, c.args, got, err)
+		}
+		if c.record != nil && err == nil && c.record["userName"] != c.want {
+			t.Errorf("%v has not the name %q", c.record, c.want)
+		}
+	}
+}
+
+func TestTimestampOfUpdate(t *testing.T) {
+	for _, c := range []struct {
+		has   any
+		whole bool
+		want  any
+	}{
+		{nil, false, uint64(100)},
+		{json.Number("99"), false, uint64(100)},
+		{json.Number("100"), false, nil},
+		{json.Number("18446744073709551615"), false, nil},
+		{json.Number("200"), true, json.Number("200")},
+		{nil, true, uint64(100)},
+	} {
+		record := map[string]any{}
+		if c.has != nil {
+			record["lastChangeUSec"] = c.has
+		}
+		err := timestamp(record, 100, c.whole)
+		if (err == nil) != (c.want != nil) || err == nil && record["lastChangeUSec"] != c.want {
+			t.Errorf("%+v: %v, %v", c, record, err)
+		}
+	}
+}
+
+func TestChangesOfAssembly(t *testing.T) {
+	a := newAssembly()
+	if a.changes() || a.resizes() {
+		t.Error("nothing counts as a change")
+	}
+	a.reset("realName")
+	if !a.changes() {
+		t.Error("an empty reset is no change")
+	}
+	a.this["diskSize"] = uint64(1)
+	if !a.resizes() {
+		t.Error("a size is no resize")
+	}
+}
