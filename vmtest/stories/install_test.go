@@ -114,7 +114,7 @@ func TestInstallBesidePackage(t *testing.T) {
 
 	t.Run("records come from files", func(t *testing.T) {
 		p := &product{p.With(t), t}
-		p.MustSh(`echo '{"userName":"rita","disposition":"regular","realName":"Rita"}' | homectl register`)
+		p.MustSh(`echo '{"userName":"rita","disposition":"regular","storage":"directory"}' | homectl register`)
 		if s := p.state("rita"); s != "absent" {
 			t.Errorf("rita is %s", s)
 		}
@@ -151,11 +151,18 @@ func TestInstallBesidePackage(t *testing.T) {
 
 	t.Run("uninstall waits for open homes, then gives all back", func(t *testing.T) {
 		p := &product{p.With(t), t}
-		if r := p.Sh(usr + "uninstall"); r.Code == 0 || !strings.Contains(r.Stderr, "homes are active: ann") {
-			t.Errorf("uninstall with an open home: %s", r)
+		p.MustSh("NEWPASSWORD='" + password + "' " + atMost + "homectl create dora --storage=directory " + cheap)
+		if r := p.with(password, "activate dora"); r.Code != 0 {
+			t.Fatal(r)
 		}
-		p.ownsBus(ours)
-		p.MustSh(atMost + "homectl deactivate ann && " + atMost + "homectl remove ann")
+		for _, name := range []string{"ann", "dora"} {
+			r := p.Sh(usr + "uninstall")
+			if r.Code == 0 || !strings.Contains(r.Stderr, "homes are active: ") || !strings.Contains(r.Stderr, name+" ") {
+				t.Errorf("uninstall with %s's home open: %s", name, r)
+			}
+			p.ownsBus(ours)
+			p.MustSh(atMost + "homectl deactivate " + name + " && " + atMost + "homectl remove " + name)
+		}
 		p.MustSh(usr + "uninstall")
 		if after := p.MustSh(links + pristine); after != before {
 			t.Errorf("before:\n%s\nafter:\n%s", before, after)
