@@ -1,109 +1,102 @@
-// Command mutate breaks package records in one place at a time and counts how
-// many of the breaks the package's tests notice. It knows the places where a
-// slip would hand out rights or lose data; what the right behaviour is, it
-// leaves to the tests. It changes no file: the compiler gets the broken one as
-// an overlay.
-//
-//	go run ./records/mutate [PART OF A NAME]
-package main
+package mutate
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
+	"testing"
 	"time"
 )
 
 // A mutant replaces one piece of text, which the file has exactly once.
 type mutant struct{ file, old, new string }
 
-func main() {
-	part := strings.Join(os.Args[1:], " ")
-	if err := run(part); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+var all = flag.Bool("mutate", false, "run the tests of records on every mutant and print killed/total; takes minutes")
 
-func run(part string) error {
-	out, err := exec.Command("go", "list", "-f", "{{.Dir}}", "hearth/records").Output()
-	if err != nil {
-		return fmt.Errorf("find package records: %w", err)
+// dir is the package that is broken.
+const dir = ".."
+
+// TestMutants checks that each mutant still applies, and with -mutate that each
+// is killed.
+func TestMutants(t *testing.T) {
+	work := t.TempDir()
+	for _, m := range mutants {
+		if _, err := m.apply(); err != nil {
+			t.Errorf("%v: %v", m, err)
+		}
 	}
-	dir := strings.TrimSpace(string(out))
-	work, err := os.MkdirTemp("", "mutate")
-	if err != nil {
-		return err
+	if !*all || t.Failed() {
+		return
 	}
-	defer os.RemoveAll(work)
-	if survived, err := try(dir, work, "whole", nil); err != nil || !survived {
-		return fmt.Errorf("the tests fail without any mutant (%v)", err)
+	if survived, err := try(work, "whole", nil); err != nil || !survived {
+		t.Fatalf("the tests fail without any mutant (%v)", err)
 	}
 	var (
-		lock          sync.Mutex
-		group         sync.WaitGroup
-		total, killed int
-		failed        error
-		slots         = make(chan struct{}, 2)
+		lock   sync.Mutex
+		group  sync.WaitGroup
+		killed int
+		slots  = make(chan struct{}, 2)
 	)
 	for i, m := range mutants {
-		name := m.String()
-		if !strings.Contains(name, part) {
-			continue
-		}
-		total++
 		group.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			survived, err := try(dir, work, fmt.Sprint(i), &m)
+			survived, err := try(work, fmt.Sprint(i), &m)
 			lock.Lock()
 			defer lock.Unlock()
 			switch {
 			case err != nil:
-				failed = fmt.Errorf("%s: %w", name, err)
-				fmt.Println("broken  ", failed)
+				t.Errorf("broken   %v: %v", m, err)
 			case survived:
-				fmt.Println("SURVIVED", name)
+				t.Errorf("SURVIVED %v", m)
 			default:
 				killed++
-				fmt.Println("killed  ", name)
+				t.Logf("killed   %v", m)
 			}
 		})
 	}
 	group.Wait()
-	fmt.Printf("%d/%d\n", killed, total)
-	if failed == nil && killed < total {
-		failed = fmt.Errorf("the tests do not notice %d of %d mutants", total-killed, total)
-	}
-	return failed
+	fmt.Printf("%d/%d\n", killed, len(mutants))
 }
 
 func (m mutant) String() string { return fmt.Sprintf("%s: %q -> %q", m.file, m.old, m.new) }
 
+// apply returns the file's text with the mutant in it.
+func (m mutant) apply() ([]byte, error) {
+	text, err := os.ReadFile(filepath.Join(dir, m.file))
+	if err != nil {
+		return nil, err
+	}
+	if n := bytes.Count(text, []byte(m.old)); n != 1 {
+		return nil, fmt.Errorf("its text stands there %d times, not once", n)
+	}
+	return bytes.Replace(text, []byte(m.old), []byte(m.new), 1), nil
+}
+
 // try builds and runs the tests with one mutant, or with none. A mutant that
 // does not compile or no longer applies is an error: it proves nothing.
-func try(dir, work, id string, m *mutant) (survived bool, err error) {
+func try(work, id string, m *mutant) (survived bool, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	binary := filepath.Join(work, id+".test")
 	args := []string{"test", "-c", "-vet=off", "-ldflags=-s -w", "-o", binary}
 	if m != nil {
-		path := filepath.Join(dir, m.file)
-		text, err := os.ReadFile(path)
+		text, err := m.apply()
 		if err != nil {
 			return false, err
 		}
-		if n := bytes.Count(text, []byte(m.old)); n != 1 {
-			return false, fmt.Errorf("its text stands there %d times, not once", n)
+		path, err := filepath.Abs(filepath.Join(dir, m.file))
+		if err != nil {
+			return false, err
 		}
 		broken, overlay := filepath.Join(work, id+".go"), filepath.Join(work, id+".json")
-		if err := os.WriteFile(broken, bytes.Replace(text, []byte(m.old), []byte(m.new), 1), 0o600); err != nil {
+		if err := os.WriteFile(broken, text, 0o600); err != nil {
 			return false, err
 		}
 		list, err := json.Marshal(map[string]map[string]string{"Replace": {path: broken}})

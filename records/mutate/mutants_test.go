@@ -1,4 +1,4 @@
-package main
+package mutate
 
 var mutants = []mutant{
 	// Signatures.
