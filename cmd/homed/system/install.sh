@@ -233,9 +233,15 @@ uninstall_all() {
 		case $kind in
 		divert) dpkg-divert --local --rename --remove "$path" >/dev/null ;;
 		shell)
-			grep -Fvx "$path" /etc/shells >/etc/shells.hearth-new || :
-			chmod 644 /etc/shells.hearth-new
-			mv -f /etc/shells.hearth-new /etc/shells
+			# grep says 1 where no line is left, 2 where it could not write.
+			status=0
+			grep -Fvx "$path" /etc/shells >/etc/shells.hearth-new || status=$?
+			if [ "$status" -lt 2 ] && chmod 644 /etc/shells.hearth-new; then
+				mv -f /etc/shells.hearth-new /etc/shells
+			else
+				rm -f /etc/shells.hearth-new
+				echo "install.sh: $path is still in /etc/shells" >&2
+			fi
 			;;
 		esac
 	done <"$manifest"
