@@ -135,9 +135,6 @@ func load(doc *value, m mask) (*value, error) {
 	if !doc.is(object) {
 		return nil, &fault.Error{Kind: m.bad, Op: op, Text: notARecord, Err: errors.New("not an object")}
 	}
-	if doc.get("secret") != nil {
-		return nil, &fault.Error{Kind: m.bad, Op: op, Text: notARecord, Err: errors.New("contains a secret section, which is not allowed here")}
-	}
 	// Before anything is stripped, so that a section given twice cannot hide.
 	if err := signableErr(normalise(doc, true)); err != nil {
 		return nil, err

@@ -32,7 +32,7 @@ var mutants = []mutant{
 	{"sections.go", "ClientReply:  {allow: allParts,", "ClientReply:  {allow: allParts &^ status,"},
 	{"sections.go", "ClientCreate: {allow: signedParts, strip: binding | status | signature,", "ClientCreate: {allow: signedParts | signature, strip: binding | status,"},
 	{"sections.go", "ClientKeep:   {allow: signedParts | signature,", "ClientKeep:   {allow: signedParts,"},
-	{"sections.go", "if doc.get(\"secret\") != nil {", "if false {"},
+	{"sections.go", "m.allow&s.bit == 0 {", "m.allow&s.bit == 0 && s.bit != secretSection {"},
 	// Who sees what.
 	{"mask.go", "return r.keep(allParts), false", "return r.keep(allParts | secretSection), true"},
 	{"mask.go", "r.keep(allParts &^ privileged)", "r.keep(allParts)"},
