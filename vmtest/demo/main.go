@@ -115,9 +115,9 @@ func (s *story) tell() error {
 	prefix := strings.TrimSpace(readFile("build/prefix"))
 	for _, c := range []string{
 		"pam-auth-update --disable systemd-homed",
-		"systemctl stop systemd-homed.service",
 		"PREFIX=" + prefix + " " + tree + "/cmd/homed/system/install.sh install",
-		"systemctl enable --now homed.service",
+		"systemctl enable homed.service",
+		"systemctl restart homed.service",
 		"pam-auth-update --enable hearth hearth-password",
 	} {
 		if _, err := s.run(c); err != nil {
@@ -241,12 +241,11 @@ func (c screen) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-// answer waits for a prompt and types a password, which no terminal shows.
+// answer waits for a prompt and types a password.
 func (s *story) answer(t *vmtest.Terminal, prompt, text string) error {
 	if _, err := t.Expect(prompt, patience); err != nil {
 		return err
 	}
-	fmt.Fprint(s.out, "(typed, not shown)")
 	return t.Send(text + "\n")
 }
 
@@ -257,7 +256,7 @@ func (s *story) create() error {
 		return err
 	}
 	defer t.Close()
-	for _, prompt := range []string{`new password for user ann: ?$`, `\(repeat\): ?$`} {
+	for _, prompt := range []string{`new password for user ann:[^\r\n]*$`, `\(repeat\):[^\r\n]*$`} {
 		if err := s.answer(t, prompt, password); err != nil {
 			return err
 		}
