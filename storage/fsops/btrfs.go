@@ -156,7 +156,7 @@ func RemoveTree(ctx context.Context, dir *os.File, name string) error {
 		return context.Cause(ctx)
 	}
 	fail := func(err error) error {
-		return &os.PathError{Op: "remove", Path: dir.Name() + "/" + name, Err: err}
+		return &os.PathError{Op: "remove", Path: below(dir, name), Err: err}
 	}
 	first := onFD(dir, func(fd int) error { return unix.Unlinkat(fd, name, 0) })
 	switch {
@@ -181,7 +181,7 @@ func RemoveTree(ctx context.Context, dir *os.File, name string) error {
 	case err != nil:
 		return fail(err)
 	}
-	tree := os.NewFile(uintptr(at), dir.Name()+"/"+name)
+	tree := os.NewFile(uintptr(at), below(dir, name))
 	defer func() { _ = tree.Close() }()
 	subvolume, err := IsSubvolume(tree)
 	if err != nil {
@@ -217,16 +217,7 @@ func empty(ctx context.Context, tree *os.File) error {
 	if _, err := tree.Seek(0, 0); err != nil {
 		return err
 	}
-	names, err := tree.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if err := RemoveTree(ctx, tree, n); err != nil {
-			return err
-		}
-	}
-	return nil
+	return eachName(tree, func(name string) error { return RemoveTree(ctx, tree, name) })
 }
 
 func unlinkDirectory(dir *os.File, name string) error {

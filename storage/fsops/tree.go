@@ -19,6 +19,12 @@ import (
 // modeMask are the mode bits that ChownTree leaves.
 const modeMask = 0o777
 
+// How deep and how wide a tree is, its owner chooses.
+const (
+	batch    = 1024 // names of a directory held at once
+	nameKept = 512  // bytes of the path that an open file is known by in errors
+)
+
 // MakeSubvolume makes a btrfs subvolume in dir. Elsewhere it fails with
 // ENOTTY or EOPNOTSUPP.
 func MakeSubvolume(dir *os.File, name string) error {
@@ -68,19 +74,30 @@ func CopySkeleton(ctx context.Context, from string, to *os.File, uid, gid uint32
 type owner struct{ uid, gid int }
 
 func copyDir(ctx context.Context, from, to *os.File, o owner) error {
-	names, err := from.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := ctx.Err(); err != nil {
+	return eachName(from, func(name string) error {
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := copyEntry(ctx, from, to, name, o); err != nil {
+		return copyEntry(ctx, from, to, name, o)
+	})
+}
+
+// eachName calls f for every name in a directory.
+func eachName(dir *os.File, f func(name string) error) error {
+	for {
+		names, err := dir.Readdirnames(batch)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
+		for _, name := range names {
+			if err := f(name); err != nil {
+				return err
+			}
+		}
 	}
-	return nil
 }
 
 func copyEntry(ctx context.Context, from, to *os.File, name string, o owner) error {
@@ -250,6 +267,10 @@ func away(dir int, name string) error {
 // and sticky bits and without ACLs. If root has that owner and no such bits
 // already, nothing is touched: through an idmapped mount a home looks right.
 //
+// A hard link to what belongs to neither the user nor the former owner of root
+// is left alone: in a directory of the host a user may link others' files, and
+// would get them for his own that way.
+//
 // root itself comes last, so a tree that was interrupted is done again.
 func ChownTree(ctx context.Context, root *os.File, uid, gid uint32) error {
 	var st unix.Stat_t
@@ -261,7 +282,7 @@ func ChownTree(ctx context.Context, root *os.File, uid, gid uint32) error {
 	}
 	pin, err := openat(root, ".", unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err == nil {
-		err = errors.Join(chownTree(ctx, pin, owner{int(uid), int(gid)}), pin.Close())
+		err = errors.Join(chownTree(ctx, pin, st.Uid, owner{int(uid), int(gid)}), pin.Close())
 	}
 	if err != nil {
 		return fmt.Errorf("give home to its user: %w", err)
@@ -269,8 +290,9 @@ func ChownTree(ctx context.Context, root *os.File, uid, gid uint32) error {
 	return nil
 }
 
-// chownTree works on an O_PATH descriptor.
-func chownTree(ctx context.Context, pin *os.File, o owner) error {
+// chownTree works on an O_PATH descriptor. former is who the tree's top
+// belonged to.
+func chownTree(ctx context.Context, pin *os.File, former uint32, o owner) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
@@ -285,22 +307,21 @@ func chownTree(ctx context.Context, pin *os.File, o owner) error {
 		if err != nil {
 			return err
 		}
-		names, err := dir.Readdirnames(-1)
-		if err := errors.Join(err, dir.Close()); err != nil {
-			return err
-		}
-		for _, name := range names {
+		err = eachName(dir, func(name string) error {
 			child, err := openat(pin, name, unix.O_PATH, 0)
 			if errors.Is(err, unix.ENOENT) {
-				continue
+				return nil
 			}
 			if err != nil {
 				return err
 			}
-			if err := errors.Join(chownTree(ctx, child, o), child.Close()); err != nil {
-				return err
-			}
+			return errors.Join(chownTree(ctx, child, former, o), child.Close())
+		})
+		if err := errors.Join(err, dir.Close()); err != nil {
+			return err
 		}
+	} else if st.Nlink > 1 && st.Uid != former && int(st.Uid) != o.uid {
+		return nil
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
 		// What is pinned with O_PATH is changed through its name in /proc.
@@ -331,11 +352,21 @@ func openat(dir *os.File, name string, flags int, mode uint32) (*os.File, error)
 		fd, err = unix.Openat(at, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 		return err
 	})
-	path := dir.Name() + "/" + name
+	path := below(dir, name)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+// below is the path of name in dir, of which the end is kept: one file is open
+// per level, and whole paths would take the square of the depth.
+func below(dir *os.File, name string) string {
+	path := dir.Name()
+	if over := len(path) - nameKept; over > 0 {
+		path = "..." + path[over+3:]
+	}
+	return path + "/" + name
 }
 
 func onFD(f *os.File, call func(fd int) error) error {
