@@ -175,12 +175,17 @@ func (m *Manager) launchRekey(e *entry, s home.Start, c *call, next *records.Rec
 	return m.work(e, s, next, c.secrets)
 }
 
-// keepEarly saves the record that a worker must not go on without.
+// keepEarly saves the record that a worker must not go on without. Where it
+// cannot, the record from before stays the home's: the next attempt to
+// authenticate would else save what the caller is told has failed.
 func (m *Manager) keepEarly(e *entry, s home.Start, k *worker.Keep) {
+	old, oldSigned := e.record, e.signed
 	r, signed, err := m.accept(e, k.Record)
 	if err == nil {
 		m.adopt(e, r, signed)
-		err = m.save(e)
+		if err = m.save(e); err != nil {
+			m.adopt(e, old, oldSigned)
+		}
 	}
 	if err != nil {
 		m.logOf(e).Error("cannot save the record while the operation runs", "HOME_VERB", string(s.Work), "error", err)

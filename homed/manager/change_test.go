@@ -98,6 +98,34 @@ func TestChangePassword(t *testing.T) {
 	}
 }
 
+// TestChangePasswordThatCannotBeSaved: what was told to have failed must not
+// come true later.
+func TestChangePasswordThatCannotBeSaved(t *testing.T) {
+	d := boot(t, t.TempDir())
+	r, err := newRecord(t, "ann").Edit().SetPrivileged("hashedPassword", []string{"$y$old"}).Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.create(r); err != nil {
+		t.Fatal(err)
+	}
+	path := d.file("records", "ann.identity")
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	// No file can take the place of a directory.
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.change("ann", "another one", password); err == nil {
+		t.Fatal("a change that nobody saved succeeded")
+	}
+	if got := d.record("ann").View(records.Machine{ID: machineID}).HashedPasswords; len(got) != 1 || got[0] != "$y$old" {
+		t.Errorf("the home goes on with the passwords %v", got)
+	}
+	d.state("ann", "inactive")
+}
+
 func TestChangePasswordTooSoon(t *testing.T) {
 	d := boot(t, t.TempDir())
 	b := newRecord(t, "ann").Edit().Set("passwordChangeMinUSec", uint64(1e15)).Set("lastPasswordChangeUSec", uint64(time.Now().UnixMicro()))
