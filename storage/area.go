@@ -48,6 +48,15 @@ func (s *Setup) Enter(root *os.File) {
 	s.Finally("close home", func(context.Context) error { return s.Root.Close() })
 }
 
+// HoldUnfinished locks a new area under its temporary name until it is closed: by
+// that the daemon tells it from one whose maker was killed. A file system
+// without locks has no daemon sweep it either.
+func HoldUnfinished(a Area, area *os.File) {
+	if err := unix.Flock(int(area.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		a.Log.Info("the unfinished home area is not locked", "error", err)
+	}
+}
+
 // PutInPlace renames a finished area to its own path, durably. FileExists:
 // something is there by now.
 func PutInPlace(temp, path string) error {

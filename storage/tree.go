@@ -47,6 +47,12 @@ func CreateTree(ctx context.Context, a Area, build func(parent *os.File, name st
 	}
 	temp := filepath.Join(above, name)
 	s.Undo("remove temporary directory", func(ctx context.Context) error { return fsops.RemoveTree(ctx, parent, name) })
+	held, err := openDirectory(temp)
+	if err != nil {
+		return nil, SpaceFault(op, err)
+	}
+	s.Finally("let go of temporary directory", func(context.Context) error { return held.Close() })
+	HoldUnfinished(a, held)
 	s.OnCommit(func(context.Context) error { return PutInPlace(temp, a.ImagePath) })
 
 	if err := mountTree(a, s, temp); err != nil {

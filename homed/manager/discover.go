@@ -104,7 +104,12 @@ func (m *Manager) scan(ctx context.Context, root string) {
 		return
 	}
 	for _, d := range list {
-		m.discover(ctx, filepath.Join(root, d.Name()))
+		path := filepath.Join(root, d.Name())
+		if leftover.MatchString(d.Name()) {
+			m.sweep(path)
+			continue
+		}
+		m.discover(ctx, path)
 	}
 }
 

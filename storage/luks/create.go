@@ -169,6 +169,7 @@ func newImage(a storage.Area, s *storage.Setup, r recipe) (image *os.File, size 
 	// Not the named result: an early return sets that to nil.
 	file := os.NewFile(uintptr(fd), temp)
 	s.Finally("close image", func(context.Context) error { return file.Close() })
+	storage.HoldUnfinished(a, file)
 	s.Undo("remove temporary image", func(context.Context) error { return unix.Unlink(temp) })
 	s.OnCommit(func(context.Context) error {
 		if !a.LUKS.OfflineDiscard {

@@ -366,6 +366,29 @@ func TestImageIsLocked(t *testing.T) {
 	}
 }
 
+// TestUnfinishedImageIsLocked: the daemon deletes an unfinished image that
+// nobody holds.
+func TestUnfinishedImageIsLocked(t *testing.T) {
+	a := area(t, t.TempDir())
+	s := &storage.Setup{}
+	image, _, err := newImage(a, s, recipe{least: minSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := os.Open(image.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	try := func() error { return unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+	if err := try(); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("while it is made: %v", err)
+	}
+	if err := errors.Join(s.Commit(t.Context()), s.Close(t.Context()), try()); err != nil {
+		t.Errorf("once it is in place: %v", err)
+	}
+}
+
 func TestCommitReplacesNothing(t *testing.T) {
 	root := t.TempDir()
 	a := area(t, root)
