@@ -420,3 +420,29 @@ func BenchmarkMerge(b *testing.B) {
 		}
 	}
 }
+
+// TestDearKeyslots: what a keyslot costs to try is bounded, whoever wrote it.
+func TestDearKeyslots(t *testing.T) {
+	salt := make([]byte, saltSize)
+	for _, c := range []struct {
+		what    string
+		areaKey int
+		kdf     kdf
+		usable  bool
+	}{
+		{"the most iterations", 64, kdf{kind: "pbkdf2", hash: "sha512", iterations: maxIterations, salt: salt}, true},
+		{"too many", 64, kdf{kind: "pbkdf2", hash: "sha512", iterations: maxIterations + 1, salt: salt}, false},
+		{"four pieces, each the most", 64, kdf{kind: "pbkdf2", hash: "sha1", iterations: maxIterations, salt: salt}, false},
+		{"four pieces, each a quarter", 64, kdf{kind: "pbkdf2", hash: "sha1", iterations: maxIterations / 4, salt: salt}, true},
+		{"a key for no cipher", 512, kdf{kind: "pbkdf2", hash: "sha512", iterations: 1000, salt: salt}, false},
+		{"the same by argon2", 512, kdf{kind: "argon2id", passes: 4, memory: 32 << 10, threads: 1, salt: salt}, false},
+	} {
+		k := &keyslot{keySize: 64, size: areaSize(64), encryption: "aes-xts-plain64", areaKey: c.areaKey, afHash: "sha512", kdf: c.kdf}
+		got, err := parseKeyslot(member{"0", k.object().text()})
+		if err != nil {
+			t.Errorf("%s: %v", c.what, err)
+		} else if (got.unusable == nil) != c.usable {
+			t.Errorf("%s: unusable for %v", c.what, got.unusable)
+		}
+	}
+}

@@ -390,7 +390,9 @@ func parseKeyslot(s member) (*keyslot, error) {
 		k.unusable = fmt.Errorf("keyslot %d: key of %d bytes in an area of %d", id, k.keySize, k.size)
 		return k, nil
 	}
-	k.kdf, err = parseKDF(derive)
+	if k.kdf, err = parseKDF(derive); err == nil {
+		err = k.kdf.checkLength(k.areaKey)
+	}
 	if err != nil {
 		k.unusable = fmt.Errorf("keyslot %d: %w", id, err)
 	}

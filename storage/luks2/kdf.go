@@ -24,6 +24,7 @@ const (
 	maxIterations = 1 << 28
 	maxPasses     = 64 * maxMemoryKiB // argon2: KiB times passes
 	maxKeySize    = 512
+	maxAreaKey    = 64 // of aes-xts
 	maxSalt       = 1024
 )
 
@@ -94,6 +95,26 @@ func (k *kdf) check() error {
 	}
 	if k.passes < 1 || k.threads < 1 || k.threads > maxThreads || k.memory < 8 || k.memory > maxMemoryKiB || k.passes > maxPasses/k.memory {
 		return fmt.Errorf("kdf: argon2 with %d passes over %d KiB in %d threads", k.passes, k.memory, k.threads)
+	}
+	return nil
+}
+
+// checkLength refuses a key of n bytes that is longer than any cipher here
+// takes, or that takes pbkdf2 beyond our bound: it iterates anew for each piece
+// of the hash's length.
+func (k *kdf) checkLength(n int) error {
+	if n > maxAreaKey {
+		return fmt.Errorf("kdf: key of %d bytes", n)
+	}
+	if k.kind != "pbkdf2" {
+		return nil
+	}
+	f, err := hashByName(k.hash)
+	if err != nil {
+		return err
+	}
+	if size := f().Size(); k.iterations*uint64((n+size-1)/size) > maxIterations {
+		return fmt.Errorf("pbkdf2 with %d iterations for %d bytes", k.iterations, n)
 	}
 	return nil
 }
