@@ -24,6 +24,7 @@ type Setup struct {
 	Private any
 
 	steps   []step
+	kept    func()
 	rekeyed *rekeyed
 	commit  func(context.Context) error
 	visible int // steps below belong to the area, those above to its being open
@@ -69,8 +70,15 @@ func (s *Setup) Commit(ctx context.Context) error {
 	return nil
 }
 
+// OnKeep registers what is to be left behind once the setup stays.
+func (s *Setup) OnKeep(f func()) { s.kept = f }
+
 // Keep disarms all undo steps: what was set up stays.
 func (s *Setup) Keep() {
+	if s.kept != nil {
+		s.kept()
+		s.kept = nil
+	}
 	kept := s.steps[:0]
 	for _, st := range s.steps {
 		if st.always {

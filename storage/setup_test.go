@@ -31,6 +31,7 @@ func TestSetup(t *testing.T) {
 		s.OnCommit(tr.step("rename", commit))
 		s.Undo("detach", tr.step("detach", undo))
 		s.Finally("close home", tr.step("close home", nil))
+		s.OnKeep(func() { _ = tr.step("leave key", nil)(context.Background()) })
 		return s
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -44,8 +45,8 @@ func TestSetup(t *testing.T) {
 	}{
 		{"close", nil, nil, func(*storage.Setup) error { return nil }, "close home, detach, unlink, close image", false},
 		{"close goes on after errors", nil, broken, func(*storage.Setup) error { return nil }, "close home, detach, unlink, close image", true},
-		{"keep", nil, nil, func(s *storage.Setup) error { s.Keep(); return nil }, "close home, close image", false},
-		{"commit", nil, nil, func(s *storage.Setup) error { return s.Commit(ctx) }, "close home, detach, rename, close image", false},
+		{"keep", nil, nil, func(s *storage.Setup) error { s.Keep(); return nil }, "leave key, close home, close image", false},
+		{"commit", nil, nil, func(s *storage.Setup) error { return s.Commit(ctx) }, "close home, detach, rename, leave key, close image", false},
 		{"commit fails", broken, nil, func(s *storage.Setup) error { return s.Commit(ctx) }, "close home, detach, rename, unlink, close image", true},
 		{"closing for commit fails", nil, broken, func(s *storage.Setup) error { return s.Commit(ctx) }, "close home, detach, unlink, close image", true},
 		{"close twice", nil, nil, func(s *storage.Setup) error { return s.Close(ctx) }, "close home, detach, unlink, close image", false},

@@ -222,13 +222,14 @@ func attach(ctx context.Context, s *storage.Setup, w window, sectorSize int) (*l
 }
 
 // keepKey leaves the volume key with the session, for later operations on the
-// active home. That it cannot is no reason to refuse the home.
+// active home, once it is one: a worker that is killed on the way there leaves
+// no key behind. That it cannot is no reason to refuse the home.
 func keepKey(a storage.Area, s *storage.Setup) {
-	if err := keyring.Put(keyName(a), s.VolumeKey); err != nil {
-		a.Log.Warn("cannot keep the volume key in the kernel", "error", err)
-		return
-	}
-	s.Undo("forget volume key", func(context.Context) error { return keyring.Drop(keyName(a)) })
+	s.OnKeep(func() {
+		if err := keyring.Put(keyName(a), s.VolumeKey); err != nil {
+			a.Log.Warn("cannot keep the volume key in the kernel", "error", err)
+		}
+	})
 }
 
 func holdKey(s *storage.Setup, key *secret.Bytes) {
