@@ -41,7 +41,7 @@ REPORT = ; status=$$?; $(TESTSUM) report $(RESULTS)/$@.json; exit $$status
 
 test-unit: ## Tests that need no root, under the race detector
 	@echo '== unit tests'
-	@$(RUN) env CGO_ENABLED=1 $(GO) test -json -race ./... $(REPORT)
+	@$(RUN) env CGO_ENABLED=1 HEARTH_TEST_ROOT=0 $(GO) test -json -race ./... $(REPORT)
 
 # Each package that mounts takes a mount name space of its own (testenv.Main).
 test-root: ## Tests that need root: loop devices, mounts (dm-crypt is in the guests, see test-vm)
