@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
-	"time"
 
 	"crypto/aes"
 
@@ -243,29 +242,28 @@ func TestPriority(t *testing.T) {
 	}
 }
 
-// TestChoose: a derivation that is measured takes about the time asked for.
-// The bounds are wide, since the machine does other things as well.
+// TestChoose: what a measurement picks keeps its bounds, however the machine
+// does; in the time asked for a busy one measures little. How near it comes is
+// a benchmark's to say.
 func TestChoose(t *testing.T) {
 	if testing.Short() {
 		t.Skip("measures")
 	}
-	for _, p := range []PBKDF{{Type: "pbkdf2", TimeMS: 100}, {Type: "argon2id", TimeMS: 100}, {Type: "argon2id", TimeMS: 400, MemoryKiB: 8192}, {Type: "argon2i", TimeMS: 1}} {
+	for _, p := range []PBKDF{{Type: "pbkdf2", TimeMS: 50}, {Type: "pbkdf2", TimeMS: 1}, {Type: "argon2id", TimeMS: 1}, {Type: "argon2id", TimeMS: 300, MemoryKiB: 8192}, {Type: "argon2i", TimeMS: 1}} {
 		p := p.withDefaults()
 		k, err := p.choose(32, make([]byte, saltSize))
 		if err != nil {
 			t.Fatal(err)
 		}
-		start := time.Now()
-		if _, err := k.derive([]byte("passphrase"), 32); err != nil {
-			t.Fatal(err)
+		if p.Type == "pbkdf2" {
+			if k.iterations < minIterations || k.iterations > maxIterations {
+				t.Errorf("%s: %d iterations", p.Type, k.iterations)
+			}
+			continue
 		}
-		took := time.Since(start)
-		t.Logf("%s, %d ms: %d iterations, %d passes, %d KiB, took %v", p.Type, p.TimeMS, k.iterations, k.passes, k.memory, took)
-		if want := time.Duration(p.TimeMS) * time.Millisecond; p.TimeMS > 1 && (took < want/5 || took > 5*want) {
-			t.Errorf("%s takes %v, want %v", p.Type, took, want)
-		}
-		if p.Type != "pbkdf2" && (k.passes < minPasses || k.memory < minMemoryKiB || k.memory > uint64(p.MemoryKiB)) {
-			t.Errorf("%s: %d passes over %d KiB", p.Type, k.passes, k.memory)
+		least := min(uint64(p.MemoryKiB), leastMeasuredKiB)
+		if k.passes < minPasses || k.memory < least || k.memory > uint64(p.MemoryKiB) {
+			t.Errorf("%s in %d ms: %d passes over %d KiB, want at least %d over %d", p.Type, p.TimeMS, k.passes, k.memory, minPasses, least)
 		}
 	}
 }

@@ -30,9 +30,13 @@ const (
 
 // Bounds on what we write ourselves.
 const (
-	minIterations    = 1000
-	minPasses        = 4
-	minMemoryKiB     = 32
+	minIterations = 1000
+	minPasses     = 4
+	minMemoryKiB  = 32
+	// A measurement does not go below this, whatever it says: a machine that
+	// was busy for a moment would leave a home with a weak key derivation for
+	// good. The real daemon's homes made with 1 ms have 32 MiB as well.
+	leastMeasuredKiB = 32 << 10
 	maxOwnThreads    = 4
 	saltSize         = 32
 	digestTime       = 125 * time.Millisecond
@@ -303,7 +307,7 @@ func (k *kdf) measure(n int, d time.Duration) error {
 		scale := float64(d) / float64(took)
 		want := uint64(float64(probe.memory) * scale)
 		if probe.memory >= k.memory || want <= probe.memory {
-			k.memory = min(k.memory, max(want, minMemoryKiB, 8*k.threads))
+			k.memory = min(k.memory, max(want, leastMeasuredKiB, 8*k.threads))
 			passes := float64(minPasses) * scale * float64(probe.memory) / float64(k.memory)
 			k.passes = uint64(min(max(passes, minPasses), float64(maxPasses/k.memory)))
 			return nil
