@@ -272,7 +272,11 @@ var scripts = map[string]func(r *raw, phase byte){
 		r.info("hello")
 		r.receive()
 	},
-	"stopped": func(r *raw, _ byte) { _ = unix.Kill(os.Getpid(), unix.SIGSTOP) },
+	"stopped": func(r *raw, _ byte) {
+		// Nobody else ends a stopped process once the login program is gone.
+		_ = exec.Command("/bin/sh", "-c", fmt.Sprintf("sleep 60; kill -KILL %d", os.Getpid())).Start()
+		_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
+	},
 	"chatter": func(r *raw, _ byte) {
 		for {
 			r.info("still here")
