@@ -56,10 +56,11 @@ func install(t testing.TB, o vmtest.Options) *product {
 	return p
 }
 
-// enable starts ours and puts its module into the PAM stacks.
+// enable starts ours, in place of a running systemd-homed, and puts its module
+// into the PAM stacks. (Stopping the activation unit of 257 starts its daemon.)
 func (p *product) enable() {
 	p.t.Helper()
-	p.MustSh("systemctl enable --now homed.service && pam-auth-update --enable hearth hearth-password")
+	p.MustSh("systemctl enable homed.service && systemctl restart homed.service && pam-auth-update --enable hearth hearth-password")
 	p.ownsBus("/usr/local/lib/hearth/homed")
 }
 
