@@ -71,6 +71,21 @@ func TestHomeAtLogin(t *testing.T) {
 		p.MustSh(atMost + "homectl deactivate ann")
 	})
 
+	t.Run("cryptsetup alone opens it, as README says", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		got := p.MustSh(`set -e
+			loop=$(losetup --find --show --offset 1048576 --sizelimit $(( $(stat -c %s /home/ann.home) - 2097152 )) /home/ann.home)
+			printf %s '` + password + `' | cryptsetup open --key-file=- $loop rescue
+			mount /dev/mapper/rescue /mnt; cat /mnt/ann/note
+			umount /mnt; cryptsetup close rescue; losetup --detach $loop`)
+		if got != note {
+			t.Errorf("the note reads %q", got)
+		}
+		if s := p.state("ann"); s != "inactive" {
+			t.Errorf("after that ann is %s", s)
+		}
+	})
+
 	t.Run("a home is removed whole", func(t *testing.T) {
 		p := &product{p.With(t), t}
 		p.MustSh(atMost + "homectl remove ann")
