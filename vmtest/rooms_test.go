@@ -54,10 +54,10 @@ func TestRooms(t *testing.T) {
 	for _, room := range rooms {
 		t.Run(room, func(t *testing.T) {
 			r := g.With(t).Do(Command{
-				Argv:  []string{"./tests", "-test.v", "-test.timeout=4m"},
+				Argv:  []string{"./tests", "-test.v", "-test.timeout=8m"},
 				Dir:   top + "/" + room,
 				Env:   []string{"HOMED_TEST_STRICT=1"},
-				Limit: 5 * time.Minute,
+				Limit: 9 * time.Minute,
 			})
 			tests := results(r.Stdout)
 			for _, c := range tests {
