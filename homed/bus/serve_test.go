@@ -48,7 +48,7 @@ func tempLayout(t *testing.T) config.Layout {
 	dir := t.TempDir()
 	layout := config.DefaultLayout(dir)
 	layout.RecordDir = filepath.Join(dir, "records")
-	layout.KeyDirs = []string{layout.RecordDir}
+	layout.KeyDirs, layout.NewKeyDir = []string{layout.RecordDir}, layout.RecordDir
 	layout.BlobDir = filepath.Join(dir, "blobs")
 	layout.RunDir = filepath.Join(dir, "run")
 	layout.HomeRoot = filepath.Join(dir, "home")
