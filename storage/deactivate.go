@@ -13,13 +13,17 @@ import (
 )
 
 // deactivate unmounts the home and detaches its storage. force leaves behind
-// whoever still uses it.
+// whoever still uses it. A suspended home is refused either way: what it still
+// has to write would wait for ever.
 func (f *flow) deactivate(ctx context.Context, force bool) error {
 	mounted, err := mounts.IsMountPoint(f.view.HomeDirectory)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fault.New(fault.Unknown, "look at home directory", err)
 	}
 	if mounted {
+		if err := f.touchable(); err != nil {
+			return err
+		}
 		if err := f.unpublish(force); err != nil {
 			return err
 		}

@@ -29,6 +29,8 @@ const (
 	Remove          = "remove"
 	Passwd          = "passwd"
 	Update          = "update"
+	Lock            = "lock"
+	Unlock          = "unlock"
 )
 
 // Host is the machine that an operation runs on, as its caller sees it.
@@ -76,13 +78,13 @@ type flow struct {
 
 // Run carries out one verb on one home and returns the record as the storage
 // now has it, with its binding; nil for verbs that end with the home closed or
-// gone. It expects to be root in a mount namespace prepared by
+// gone, and for those that do not read it. It expects to be root in a mount namespace prepared by
 // mounts.EnterWorkNamespace. record carries no secret; s may be nil and is
 // borrowed.
 //
 // Faults: those of Backend; BadPassword and its like from the records' own
-// check; HomeAbsent, HomeAlreadyActive, HomeNotActive, HomeBusy, FileExists,
-// OtherUser, StaleRecord, Inconsistent; NotSupported for a verb or a kind of
+// check; HomeAbsent, HomeAlreadyActive, HomeNotActive, HomeLocked, HomeBusy,
+// FileExists, OtherUser, StaleRecord, Inconsistent; NotSupported for a verb or a kind of
 // storage that is not built.
 func Run(ctx context.Context, h Host, verb string, record *records.Record, s *records.Secrets, backends map[string]Backend) (*records.Record, error) {
 	f := &flow{Host: h, verb: verb, record: record.WithoutSecret(), secrets: s}
@@ -107,6 +109,8 @@ func Run(ctx context.Context, h Host, verb string, record *records.Record, s *re
 		Remove:          func(ctx context.Context) (*records.Record, error) { return nil, f.remove(ctx) },
 		Passwd:          f.passwd,
 		Update:          f.update,
+		Lock:            func(ctx context.Context) (*records.Record, error) { return nil, f.lock(ctx) },
+		Unlock:          func(ctx context.Context) (*records.Record, error) { return nil, f.unlock(ctx) },
 	}[verb]
 	if !ok {
 		return nil, fault.Newf(fault.NotSupported, "start "+verb, "The operation %q is not built yet.", verb)

@@ -41,11 +41,17 @@ type Backend struct{}
 var (
 	_ storage.Backend      = Backend{}
 	_ storage.HeaderKeeper = Backend{}
+	_ storage.Suspender    = Backend{}
 )
 
 // deviceName is the name of the mapped device, the same as systemd-homed's: it
 // keeps one home from being opened by both.
 func deviceName(a storage.Area) string { return "home-" + a.UserName }
+
+// deviceUUID is the UUID of the mapped device over a container.
+func deviceUUID(a storage.Area, h *luks2.Header) string {
+	return "CRYPT-LUKS2-" + strings.ReplaceAll(h.UUID(), "-", "") + "-" + deviceName(a)
+}
 
 // keyName is the volume key's name in the session keyring.
 func keyName(a storage.Area) string { return "homework-user-" + a.UserName }
@@ -177,10 +183,9 @@ func mapDevice(ctx context.Context, a storage.Area, s *storage.Setup, h *luks2.H
 	if sectors == 0 {
 		return "", fault.New(fault.NotAnImage, "map image", fmt.Errorf("%d bytes end before the payload", size))
 	}
-	uuid := "CRYPT-LUKS2-" + strings.ReplaceAll(h.UUID(), "-", "") + "-" + name
 	var m *dm.Mapped
 	err := keyring.WithLogonKey(h.KeyDescription(), s.VolumeKey, func() (err error) {
-		m, err = dm.Create(ctx, name, uuid, sectors, "crypt", params, dm.Options{})
+		m, err = dm.Create(ctx, name, deviceUUID(a, h), sectors, "crypt", params, dm.Options{})
 		return err
 	})
 	if err != nil {

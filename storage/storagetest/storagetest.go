@@ -82,6 +82,7 @@ func Run(t *testing.T, k Kind) {
 		{"LockedElsewhere", lockedElsewhere},
 		{"Busy", busy},
 		{"Force", force},
+		{"Locked", locked},
 		{"NothingToDeactivate", nothingToDeactivate},
 		{"CreateTwice", createTwice},
 		{"CreateCancelled", createCancelled},
