@@ -38,7 +38,7 @@ arguments; homectl is the command to talk to it.
 
 Environment: SYSTEMD_HOME_ROOT, SYSTEMD_HOME_RECORD_DIR,
 SYSTEMD_HOME_SYSTEM_BLOB_DIR, SYSTEMD_HOMEWORK_PATH, SYSTEMD_HOME_DEBUG_SUFFIX,
-SYSTEMD_LOG_LEVEL.
+SYSTEMD_HOME_LOCK_FREEZE_SESSION, SYSTEMD_LOG_LEVEL.
 `
 
 func main() {
@@ -118,7 +118,11 @@ func run(log *slog.Logger, level *slog.LevelVar) error {
 	if err != nil {
 		return err
 	}
-	m, err := manager.New(manager.Options{Config: conf, Layout: layout, Machine: machine, Log: log})
+	o := manager.Options{Config: conf, Layout: layout, Machine: machine, Log: log}
+	if freezes(os.Getenv("SYSTEMD_HOME_LOCK_FREEZE_SESSION"), log) {
+		o.Freezer = bus.Freezer{Address: layout.SystemBus}
+	}
+	m, err := manager.New(o)
 	if err != nil {
 		return err
 	}
@@ -184,6 +188,18 @@ func thisMachine(l config.Layout) (records.Machine, error) {
 		return records.Machine{}, fmt.Errorf("read host name: %w", err)
 	}
 	return records.Machine{ID: id, Hostname: name, HomeRoot: l.HomeRoot}, nil
+}
+
+// freezes says whether a user's sessions are frozen while the home is locked.
+func freezes(setting string, log *slog.Logger) bool {
+	switch strings.ToLower(setting) {
+	case "0", "no", "n", "false", "f", "off":
+		return false
+	case "", "1", "yes", "y", "true", "t", "on":
+	default:
+		log.Warn("SYSTEMD_HOME_LOCK_FREEZE_SESSION is neither yes nor no", "value", setting)
+	}
+	return true
 }
 
 func logLevel(s string) slog.Level {

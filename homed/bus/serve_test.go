@@ -232,7 +232,13 @@ func TestGenericFailures(t *testing.T) {
 		{m, home1.ManagerInterface + ".CreateHomeEx", []any{`{"userName":"bob"}`, map[string]dbus.UnixFD{"a": 0}, uint64(0)}, errs + "NotSupported"},
 		{m, home1.ManagerInterface + ".AdoptHome", []any{"/x", uint64(1)}, errs + "InvalidArgs"},
 		{m, home1.ManagerInterface + ".AdoptHome", []any{"/x", uint64(0)}, errs + "NotSupported"},
-		{m, home1.ManagerInterface + ".LockHome", []any{"ann"}, errs + "NotSupported"},
+		{m, home1.ManagerInterface + ".LockHome", []any{"ann"}, home1.Name + ".HomeNotActive"},
+		{m, home1.ManagerInterface + ".LockHome", []any{"ghost"}, home1.Name + ".NoSuchHome"},
+		{m, home1.ManagerInterface + ".UnlockHome", []any{"ann", "[]"}, errs + "InvalidArgs"},
+		{m, home1.ManagerInterface + ".UnlockHome", []any{"ann", "{}"}, home1.Name + ".HomeNotLocked"},
+		{ann, home1.HomeInterface + ".Lock", nil, home1.Name + ".HomeNotActive"},
+		{m, home1.ManagerInterface + ".LockAllHomes", nil, ""},
+		{m, home1.ManagerInterface + ".Rebalance", nil, errs + "NotSupported"},
 		{m, home1.PeerInterface + ".Ping", nil, ""},
 	} {
 		if got := errName(r.call(c.path, c.method, c.args...).Err); got != c.want {

@@ -54,6 +54,9 @@ type Done struct {
 	Undo bool
 	// Fixated says that an authentication brought a record that was accepted.
 	Fixated bool
+	// Suspended says that a home whose locking failed is locked all the same:
+	// the worker was killed half way.
+	Suspended bool
 }
 
 // HangUp says that nobody holds references of this kind any more.
@@ -358,7 +361,7 @@ func (s *step) done(d Done) {
 		if r.call.Verb == LockAll && fault.Is(d.Err, fault.NotSupported) {
 			// Storage that cannot be locked does not keep a machine from sleeping.
 			d.Err = nil
-		} else if d.Err == nil {
+		} else if d.Err == nil || d.Suspended {
 			s.h.Stored = Locked
 		}
 	case Unlocking, UnlockingForAcquire:

@@ -174,7 +174,8 @@ func plan(v Verb, s State) (w Work, while State, attempt bool) {
 	case Lock, LockAll:
 		return WorkLock, Locking, false
 	case Unlock:
-		return WorkUnlock, Unlocking, true
+		// Counted already: an unlock counts in every state.
+		return WorkUnlock, Unlocking, false
 	case forceDeactivate:
 		return WorkForceDeactivate, Deactivating, false
 	}

@@ -263,7 +263,7 @@ func TestStories(t *testing.T) {
 		"locked home and shutdown": {Home{Stored: Locked}, []turn{
 			{SeenMounted, ReferenceEnded{}, "locked: "},
 			{SeenMounted, Call{ID: 1, Verb: DeactivateAll}, "locked: reply 1"},
-			{SeenMounted, Call{ID: 2, Verb: Unlock}, "unlocking: start unlock!"},
+			{SeenMounted, Call{ID: 2, Verb: Unlock}, "unlocking: start unlock"},
 			{SeenMounted, Done{}, "deactivating: reply 2, arm, start deactivate"},
 			{SeenInactive, Done{}, "inactive: "},
 		}},
@@ -271,6 +271,20 @@ func TestStories(t *testing.T) {
 			{SeenMounted, ReferenceEnded{}, "locked: "},
 			{SeenMounted, Call{ID: 1, Verb: Acquire}, "unlocking-for-acquire: start unlock!"},
 			{SeenMounted, Done{}, "active: reply 1 fd"},
+		}},
+		"a worker is killed between suspending and wiping": {Home{}, []turn{
+			{SeenMounted, Call{ID: 1, Verb: Lock}, "locking: start lock"},
+			{SeenMounted, Done{Err: fault.New(fault.WorkerFailed, "x", nil), Suspended: true}, "locked: reply 1 EPROTO"},
+		}},
+		"a lock that fails leaves the home open": {Home{Refs: [2]bool{PleaseSuspend: true}}, []turn{
+			{SeenMounted, Call{ID: 1, Verb: Lock}, "locking: start lock"},
+			{SeenMounted, Done{Err: busy}, "active: reply 1 HomeBusy"},
+		}},
+		"a wrong password leaves a locked home locked": {Home{Stored: Locked}, []turn{
+			{SeenMounted, Call{ID: 1, Verb: Unlock}, "unlocking: start unlock"},
+			{SeenMounted, Done{Err: wrong}, "locked: reply 1 BadPassword"},
+			{SeenMounted, Call{ID: 2, Verb: Acquire}, "unlocking-for-acquire: start unlock!"},
+			{SeenMounted, Done{Err: wrong}, "locked: reply 2 BadPassword"},
 		}},
 		"storage that cannot be locked may sleep": {Home{Refs: [2]bool{PleaseSuspend: true}}, []turn{
 			{SeenMounted, Call{ID: 1, Verb: LockAll}, "locking: start lock"},
@@ -380,7 +394,7 @@ func FuzzStep(f *testing.F) {
 				apply(seen, Call{ID: id, Verb: verbs[int(b)/5%len(verbs)], Kind: RefKind(a >> 7), Offline: a&64 != 0})
 			case 3, 4:
 				if running == 1 {
-					d := Done{Fixated: a&64 != 0, Undo: a&32 != 0}
+					d := Done{Fixated: a&64 != 0, Undo: a&32 != 0, Suspended: a&16 != 0}
 					if b&64 != 0 {
 						d.Err = fault.New(fault.BadPassword, "x", nil)
 					}

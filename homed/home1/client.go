@@ -368,6 +368,22 @@ func (c *Client) DeactivateAllHomes(ctx context.Context) error {
 	return c.Call(ctx, "DeactivateAllHomes")
 }
 
+// LockHome takes the key of an active home out of memory. Faults:
+// HomeNotActive, HomeLocked, NotSupported where the storage has no key.
+func (c *Client) LockHome(ctx context.Context, name string) error {
+	_, err := c.query(ctx, name, "LockHome", name)
+	return err
+}
+
+// UnlockHome lets a locked home go on. Fault: HomeNotLocked.
+func (c *Client) UnlockHome(ctx context.Context, name string, secrets *secret.Bytes) error {
+	_, err := c.query(ctx, name, "UnlockHome", name, secrets)
+	return err
+}
+
+// LockAllHomes locks the homes whose every reference allows it.
+func (c *Client) LockAllHomes(ctx context.Context) error { return c.Call(ctx, "LockAllHomes") }
+
 // RegisterHome stores a record whose storage exists elsewhere or comes later.
 func (c *Client) RegisterHome(ctx context.Context, record []byte) error {
 	return c.Call(ctx, "RegisterHome", string(record))

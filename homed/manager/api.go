@@ -27,6 +27,11 @@ type Options struct {
 	Log     *slog.Logger
 	// Accounts knows the accounts that are not ours; nil asks getent.
 	Accounts Accounts
+	// Freezer stops the sessions of a user whose home is locked; nil leaves
+	// them running into it.
+	Freezer Freezer
+	// Suspended reports whether a user's home is locked; nil asks the kernel.
+	Suspended func(user string) (bool, error)
 	// Now and Rand are nil for the clock and the kernel's randomness.
 	Now  func() time.Time
 	Rand io.Reader
@@ -44,6 +49,13 @@ type Options struct {
 type Accounts interface {
 	UserExists(ctx context.Context, key string) (bool, error)
 	GroupExists(ctx context.Context, key string) (bool, error)
+}
+
+// Freezer stops and continues all processes of a user's sessions. That there
+// are none is success. Both are called outside of the loop.
+type Freezer interface {
+	Freeze(ctx context.Context, uid uint32) error
+	Thaw(ctx context.Context, uid uint32) error
 }
 
 // Key names a home: by user name, alias or name@realm, or by UID.

@@ -260,6 +260,9 @@ func (m *Manager) reply(e *entry, r home.Reply) {
 	}
 	delete(m.calls, r.Call.ID)
 	a := answer{err: fault.For(e.name, r.Err)}
+	if r.Call.Verb == home.Lock && fault.Is(r.Err, fault.HomeLocked) {
+		a.err = alreadyLocked(e.name)
+	}
 	if r.Reference {
 		f, err := m.giveReference(e, r.Call.Kind, r.Call.Verb == home.Acquire)
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"hearth/homed/home"
 	"hearth/internal/fault"
 	"hearth/records"
+	"hearth/storage/presence"
 )
 
 const (
@@ -60,6 +61,9 @@ func New(o Options) (*Manager, error) {
 	}
 	if o.Accounts == nil {
 		o.Accounts = getent{}
+	}
+	if o.Suspended == nil {
+		o.Suspended = presence.Suspended
 	}
 	if o.RetryAfter == 0 {
 		o.RetryAfter = retryAfter

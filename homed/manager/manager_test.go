@@ -153,6 +153,26 @@ func operate(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, e
 			}
 		}
 		return bound(rec), nil
+	case "lock", "unlock":
+		if v.RealName == "Cannot Lock" {
+			return nil, fault.New(fault.NotSupported, r.Verb, nil)
+		}
+		if r.Verb == "unlock" {
+			if err := right(); err != nil {
+				return nil, err
+			}
+			return nil, os.Remove(suspendedMark(v))
+		}
+		if exists(v.ImagePath + ".stuck") {
+			return nil, fault.New(fault.IOError, "lock", nil)
+		}
+		if err := os.WriteFile(suspendedMark(v), nil, 0o600); err != nil {
+			return nil, err
+		}
+		if exists(v.ImagePath + ".kill") {
+			os.Exit(1)
+		}
+		return nil, nil
 	case "deactivate", "deactivate-force":
 		flags := 0
 		if r.Verb == "deactivate-force" {
@@ -169,6 +189,38 @@ func operate(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, e
 	return nil, fault.New(fault.NotSupported, r.Verb, nil)
 }
 
+// suspendedMark is a file that is there while a home is locked.
+func suspendedMark(v records.View) string { return v.ImagePath + ".suspended" }
+
+// sessions is a service manager that writes down what it is asked for.
+type sessions struct {
+	mu    sync.Mutex
+	calls []string
+	wrong error
+}
+
+func (s *sessions) note(what string, uid uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if uid == 0 {
+		what += " of nobody"
+	}
+	s.calls = append(s.calls, what)
+	return s.wrong
+}
+
+func (s *sessions) Freeze(_ context.Context, uid uint32) error { return s.note("freeze", uid) }
+func (s *sessions) Thaw(_ context.Context, uid uint32) error   { return s.note("thaw", uid) }
+
+// since returns what was asked for since the last time.
+func (s *sessions) since() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	text := strings.Join(s.calls, ", ")
+	s.calls = nil
+	return text
+}
+
 type noAccounts map[string]bool
 
 func (a noAccounts) UserExists(_ context.Context, key string) (bool, error) { return a[key], nil }
@@ -177,10 +229,11 @@ func (a noAccounts) GroupExists(context.Context, string) (bool, error)      { re
 // daemon is a manager on a directory of its own, which outlives it.
 type daemon struct {
 	*manager.Manager
-	t      *testing.T
-	dir    string
-	stop   func()
-	logged *lockedBuffer
+	t       *testing.T
+	dir     string
+	stop    func()
+	logged  *lockedBuffer
+	freezer *sessions
 
 	mu      sync.Mutex
 	changes []string
@@ -219,7 +272,7 @@ func bootAs(t *testing.T, dir, machine string) *daemon {
 			t.Fatal(err)
 		}
 	}
-	d := &daemon{t: t, dir: dir, logged: &lockedBuffer{}}
+	d := &daemon{t: t, dir: dir, logged: &lockedBuffer{}, freezer: &sessions{}}
 	m, err := manager.New(manager.Options{
 		Layout: config.Layout{
 			RecordDir: dir + "/records", KeyDirs: []string{dir + "/etc", dir + "/records"}, NewKeyDir: dir + "/records",
@@ -228,6 +281,8 @@ func bootAs(t *testing.T, dir, machine string) *daemon {
 		Machine:      records.Machine{ID: machine, Hostname: "host"},
 		Log:          slog.New(slog.NewTextHandler(io.MultiWriter(d.logged, t.Output()), nil)),
 		Accounts:     noAccounts{"daemon": true},
+		Freezer:      d.freezer,
+		Suspended:    func(user string) (bool, error) { return exists(dir + "/home/" + user + ".home.suspended"), nil },
 		SharedMounts: true,
 		RetryAfter:   200 * time.Millisecond, Grace: 100 * time.Millisecond,
 	})
@@ -455,7 +510,7 @@ func TestRefusedRecords(t *testing.T) {
 	if got := d.seen(); strings.Contains(got, "eve") {
 		t.Errorf("told: %s", got)
 	}
-	for _, v := range []home.Verb{home.Resize, home.Lock, home.Unlock, home.LockAll, home.Rebalance, home.Realize, home.Adopt} {
+	for _, v := range []home.Verb{home.Resize, home.Rebalance, home.Realize, home.Adopt} {
 		d.fails(fault.NotSupported, v, "ann")
 	}
 	d.fails(fault.NoSuchHome, home.Activate, "nobody")

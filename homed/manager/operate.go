@@ -108,7 +108,7 @@ func notBuilt(v home.Verb) error {
 // is closed.
 func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
 	switch op.Verb {
-	case home.Resize, home.Lock, home.Unlock, home.LockAll, home.Rebalance, home.Realize, home.Adopt:
+	case home.Resize, home.Rebalance, home.Realize, home.Adopt:
 		return Result{}, notBuilt(op.Verb)
 	case home.Create, home.Register:
 		return m.introduce(ctx, op)
@@ -124,7 +124,7 @@ func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
 		switch {
 		case m.stopping:
 			c.finish(answer{err: stopping()})
-		case op.Verb == home.DeactivateAll:
+		case op.Verb == home.DeactivateAll, op.Verb == home.LockAll:
 			m.beginAll(c)
 		default:
 			if e := m.find(op.Key); e != nil {
@@ -183,6 +183,13 @@ func (m *Manager) await(ctx context.Context, c *call) (Result, error) {
 // begin gives a call to a home.
 func (m *Manager) begin(e *entry, c *call) {
 	m.checkReferences(e)
+	if c.op.Verb == home.Unlock {
+		// Whatever the home's state: the limit comes first here.
+		if err := m.attempt(e, home.WorkUnlock); err != nil {
+			c.finish(answer{err: fault.For(e.name, err)})
+			return
+		}
+	}
 	m.lastID++
 	m.calls[m.lastID] = c
 	kind := home.DontSuspend
@@ -245,6 +252,8 @@ func (m *Manager) launch(e *entry, s home.Start) error {
 		return m.launchUpdate(e, s, c)
 	case home.WorkPasswd:
 		return m.launchPasswd(e, s, c)
+	case home.WorkLock:
+		return m.launchLock(e, s)
 	}
 	return m.work(e, s, e.record, secrets)
 }
@@ -274,8 +283,12 @@ func (m *Manager) work(e *entry, s home.Start, record *records.Record, secrets *
 	}
 	log.Debug("worker started")
 	m.workers++
+	uid := e.view.UID
 	go func() {
 		for ev := range p.Events() {
+			if ev.Answer != nil && (s.Work == home.WorkLock || s.Work == home.WorkUnlock) {
+				m.thawUnlessLocked(log, e.name, uid)
+			}
 			m.deliver(e, s, ev)
 		}
 	}()
@@ -345,7 +358,7 @@ func (m *Manager) judge(e *entry, s home.Start, a worker.Answer) home.Done {
 		case fault.BadPassword, fault.BadPasswordAndNoToken, fault.BadRecoveryKey:
 			m.count(e, counters.Failed(m.now()))
 		}
-		return home.Done{Err: a.Err}
+		return home.Done{Err: a.Err, Suspended: s.Work == home.WorkLock && m.suspended(log, e.name)}
 	}
 	switch s.Work {
 	case home.WorkInspect:

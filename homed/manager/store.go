@@ -76,6 +76,10 @@ func (m *Manager) loadRecord(name string) error {
 	}
 	e := m.add(r, ours(verdict), home.Home{})
 	e.saved = true
+	if m.look(e) == home.SeenMounted && m.suspended(m.logOf(e), e.name) {
+		// Locked before a restart. To take it for active would hang.
+		e.home.Stored = home.Locked
+	}
 	m.logOf(e).Info("record is "+verdict.String()+", accepting it", "HOME_STATE", string(e.home.State(m.look(e))))
 	if m.look(e) == home.SeenMounted {
 		m.settle(e)
