@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"hearth/internal/fault"
@@ -67,6 +68,14 @@ func (k *Keys) Add(name string, pemPublic []byte) error {
 	k.others = append(k.others, key)
 	k.names = append(k.names, name)
 	return nil
+}
+
+// Remove forgets a public key of others; one that is not there is no error.
+func (k *Keys) Remove(name string) {
+	if i := slices.Index(k.names, name); i >= 0 {
+		k.names = slices.Delete(k.names, i, i+1)
+		k.others = slices.Delete(k.others, i, i+1)
+	}
 }
 
 // CanonicalKey returns a public key's PEM as it is stored, from any PEM that

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"sort"
 	"strconv"
@@ -46,12 +45,7 @@ func (c *command) listJSON(homes []home1.HomeInfo) error {
 	for _, h := range homes {
 		rows = append(rows, row{h.UserName, h.UID, h.GID, h.State, h.RealName, h.HomeDirectory, h.Shell})
 	}
-	enc := json.NewEncoder(c.out)
-	enc.SetEscapeHTML(false)
-	if c.json == "pretty" {
-		enc.SetIndent("", "\t")
-	}
-	return enc.Encode(rows)
+	return c.printJSON(rows)
 }
 
 func (c *command) listTable(homes []home1.HomeInfo) {
@@ -65,6 +59,20 @@ func (c *command) listTable(homes []home1.HomeInfo) {
 	for _, h := range homes {
 		rows = append(rows, []string{h.UserName, strconv.FormatUint(uint64(h.UID), 10), strconv.FormatUint(uint64(h.GID), 10), h.State, orNone(h.RealName), orNone(h.HomeDirectory), orNone(h.Shell)})
 	}
+	c.table(rows, func(column int, cell string) string {
+		if column != 3 {
+			return ""
+		}
+		return stateColour[cell]
+	}, c.squeeze)
+	if c.legend {
+		fmt.Fprintf(c.out, "\n%d home areas listed.\n", len(homes))
+	}
+}
+
+// table prints rows, the first of which is the legend, in columns. colour says
+// which one a cell is printed in, squeeze makes columns fit; both may be nil.
+func (c *command) table(rows [][]string, colour func(column int, cell string) string, squeeze func(width []int)) {
 	if !c.legend {
 		rows = rows[1:]
 	}
@@ -75,7 +83,9 @@ func (c *command) listTable(homes []home1.HomeInfo) {
 			width[i] = max(width[i], utf8.RuneCountInString(r[i]))
 		}
 	}
-	c.squeeze(width)
+	if squeeze != nil {
+		squeeze(width)
+	}
 	for n, r := range rows {
 		var b strings.Builder
 		for i, cell := range r {
@@ -87,8 +97,8 @@ func (c *command) listTable(homes []home1.HomeInfo) {
 			switch {
 			case c.colour && c.legend && n == 0:
 				b.WriteString("\x1b[0;4m" + cell + pad + "\x1b[0m")
-			case c.colour && i == 3 && stateColour[r[3]] != "":
-				b.WriteString(stateColour[r[3]] + cell + "\x1b[0m" + pad)
+			case c.colour && colour != nil && colour(i, r[i]) != "":
+				b.WriteString(colour(i, r[i]) + cell + "\x1b[0m" + pad)
 			default:
 				b.WriteString(cell + pad)
 			}
@@ -97,9 +107,6 @@ func (c *command) listTable(homes []home1.HomeInfo) {
 			}
 		}
 		fmt.Fprintln(c.out, b.String())
-	}
-	if c.legend {
-		fmt.Fprintf(c.out, "\n%d home areas listed.\n", len(homes))
 	}
 }
 

@@ -49,6 +49,7 @@ type command struct {
 	assembly *assembly
 	// What the options said.
 	identity string // path, "-", or ""
+	keyName  string
 	json     string // "", "pretty", "short", "off"
 	export   string // "", "stripped", "minimal"
 	legend   bool

@@ -2,6 +2,7 @@ package main
 
 import (
 	"slices"
+	"strings"
 
 	"golang.org/x/term"
 )
@@ -87,7 +88,13 @@ func allOptions() []option {
 			}
 			return nil
 		}},
-		{name: "key-name", argument: requiredArgument, metavar: "NAME", apply: func(*command, string, bool) error { return nil }},
+		{name: "key-name", argument: requiredArgument, metavar: "NAME", help: "Name of the key that add-signing-key adds", group: generalOptions, apply: func(c *command, arg string, _ bool) error {
+			if strings.Contains(arg, "/") || len(arg) > 255 || arg == "." || arg == ".." {
+				return usagef("Parameter for --key-name= not a valid filename: %s", arg)
+			}
+			c.keyName = arg
+			return nil
+		}},
 		{name: "seize", argument: requiredArgument, metavar: "BOOL", help: "create: drop the signatures of the record given (default: yes)", group: generalOptions, apply: boolSwitch("seize", func(c *command, b bool) { c.seize = b })},
 		{name: "prompt-new-user", apply: notYet("prompt-new-user")},
 		{name: "prompt-groups", argument: requiredArgument, apply: boolSwitch("prompt-groups", func(*command, bool) {})},

@@ -113,33 +113,6 @@ var lookups = map[string]func(*server, context.Context, *call) ([]any, error){
 		}
 		return []any{rows}, nil
 	},
-	"ListSigningKeys": func(s *server, ctx context.Context, c *call) ([]any, error) {
-		list, err := s.o.Manager.SigningKeys(ctx)
-		if err != nil {
-			return nil, err
-		}
-		type row struct {
-			Name, PEM string
-			Flags     uint64
-		}
-		rows := make([]row, 0, len(list))
-		for _, k := range list {
-			rows = append(rows, row{k.Name, k.PEM, 0})
-		}
-		return []any{rows}, nil
-	},
-	"GetSigningKey": func(s *server, ctx context.Context, c *call) ([]any, error) {
-		list, err := s.o.Manager.SigningKeys(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, k := range list {
-			if k.Name == string(c.args[0].([]byte)) {
-				return []any{k.PEM, uint64(0)}, nil
-			}
-		}
-		return nil, fault.New(fault.NoSuchKey, "find key", nil)
-	},
 }
 
 // userRecord returns what the caller may see of a home's record.

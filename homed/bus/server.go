@@ -29,6 +29,10 @@ type Manager interface {
 	Do(context.Context, manager.Operation) (manager.Result, error)
 	Subscribe(func(manager.Change))
 	SigningKeys(context.Context) ([]manager.SigningKey, error)
+	NewKeyName(ctx context.Context, name string) error
+	KnownKeyName(ctx context.Context, name string) error
+	AddSigningKey(ctx context.Context, name string, pem []byte) error
+	RemoveSigningKey(ctx context.Context, name string) error
 }
 
 var _ Manager = (*manager.Manager)(nil)
@@ -343,6 +347,9 @@ func (s *server) answer(ctx context.Context, c *call, turn <-chan struct{}) ([]a
 		return s.managedObjects(ctx, c)
 	case home1.ManagerInterface:
 		if answer := lookups[method.Name]; answer != nil {
+			return answer(s, ctx, c)
+		}
+		if answer := keyMethods[method.Name]; answer != nil {
 			return answer(s, ctx, c)
 		}
 	}

@@ -438,6 +438,53 @@ func (c *Client) ReleaseHome(ctx context.Context, name string) error {
 	return err
 }
 
+// SigningKey is a public key whose signatures the service accepts.
+type SigningKey struct {
+	Name, PEM string
+	Flags     uint64
+}
+
+// ListSigningKeys returns the keys whose signatures are accepted.
+func (c *Client) ListSigningKeys(ctx context.Context) ([]SigningKey, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	body, err := c.query(ctx, "", "ListSigningKeys")
+	if err != nil {
+		return nil, err
+	}
+	var keys []SigningKey
+	if err := dbus.Store(body, &keys); err != nil {
+		return nil, shaped("ListSigningKeys", err)
+	}
+	return keys, nil
+}
+
+// GetSigningKey returns one of them as PEM. Fault: NoSuchKey.
+func (c *Client) GetSigningKey(ctx context.Context, name string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	body, err := c.query(ctx, "", "GetSigningKey", name)
+	if err != nil {
+		return "", err
+	}
+	var text string
+	var flags uint64
+	if err := dbus.Store(body, &text, &flags); err != nil {
+		return "", shaped("GetSigningKey", err)
+	}
+	return text, nil
+}
+
+// AddSigningKey has records accepted that a key signed. Fault: InvalidArgs.
+func (c *Client) AddSigningKey(ctx context.Context, name, pem string) error {
+	return c.Call(ctx, "AddSigningKey", name, pem, uint64(0))
+}
+
+// RemoveSigningKey ends that. Fault: InvalidArgs for a name that is not known.
+func (c *Client) RemoveSigningKey(ctx context.Context, name string) error {
+	return c.Call(ctx, "RemoveSigningKey", name, uint64(0))
+}
+
 func (c *Client) reference(ctx context.Context, name, method string, args ...any) (*os.File, error) {
 	body, err := c.query(ctx, name, method, args...)
 	if err != nil {

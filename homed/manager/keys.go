@@ -30,7 +30,8 @@ type keyring struct {
 	records.Keys
 	own  *records.Signer
 	list []SigningKey
-	dir  string // where a key is made
+	dir  string   // where a key is made
+	dirs []string // where keys are looked for
 	rand io.Reader
 	log  *slog.Logger
 }
@@ -45,7 +46,7 @@ func (k *keyring) close() {
 // name that is in several, the first directory's counts. A private key that
 // others could read or have written stops the daemon; a public one is skipped.
 func loadKeys(l config.Layout, rand io.Reader, log *slog.Logger) (*keyring, error) {
-	k := &keyring{dir: l.NewKeyDir, rand: rand, log: log}
+	k := &keyring{dir: l.NewKeyDir, dirs: l.KeyDirs, rand: rand, log: log}
 	for _, dir := range l.KeyDirs {
 		text, err := readKeyFile(filepath.Join(dir, privateKey), 0o077)
 		if errors.Is(err, fs.ErrNotExist) {

@@ -277,21 +277,6 @@ func (m *Manager) List(ctx context.Context) ([]Info, error) {
 	return out, nil
 }
 
-// SigningKeys returns the keys whose signatures are accepted, ours first; ours
-// is made now if there is none.
-func (m *Manager) SigningKeys(ctx context.Context) ([]SigningKey, error) {
-	var out []SigningKey
-	var err error
-	if aerr := m.ask(ctx, func() {
-		if _, err = m.keys.signer(); err == nil {
-			out = append(out, m.keys.list...)
-		}
-	}); aerr != nil {
-		return nil, aerr
-	}
-	return out, err
-}
-
 func (m *Manager) now() uint64 { return uint64(m.Now().UnixMicro()) }
 
 // snapshot is what the loop knows of a home, for use outside of it.
