@@ -1,25 +1,23 @@
 package records
 
 import (
-	"crypto/sha256"
-	"crypto/sha512"
-	"crypto/subtle"
 	"fmt"
-	"hash"
 	"io"
-	"strconv"
 	"strings"
 
-	xcrypt "github.com/go-crypt/x/crypt"
 	yescrypt "github.com/openwall/yescrypt-go"
-	"golang.org/x/crypto/bcrypt"
 
+	"hearth/internal/fault"
 	"hearth/internal/secret"
 )
 
 // HashPassword returns the yescrypt hash of p with a fresh salt of 16 bytes
-// from rand, as crypt(3) makes it by default.
+// from rand, as crypt(3) makes it by default. Fault: InvalidArgs for a password
+// longer than any tool would accept.
 func HashPassword(p *secret.Bytes, rand io.Reader) (string, error) {
+	if p.Len() > maxPassword {
+		return "", fault.Newf(fault.InvalidArgs, "hash password", "The password is longer than %d bytes.", maxPassword)
+	}
 	var salt [16]byte
 	if _, err := io.ReadFull(rand, salt[:]); err != nil {
 		return "", fmt.Errorf("hash password: %w", err)
@@ -58,52 +56,17 @@ func encode64(src []byte) string {
 	return b.String()
 }
 
-// CheckHash reports whether p is the password of a crypt(3) hash: yescrypt,
-// bcrypt, SHA-512 or SHA-256. A hash of another method, a malformed and an
-// empty one match nothing. The error is secret.ErrClosed at most.
+// CheckHash reports whether p is the password of a crypt(3) hash; see crypt.go
+// for the methods. A hash of another method, one that costs too much, a
+// malformed and an empty one match nothing. The error is secret.ErrClosed at
+// most.
 func CheckHash(stored string, p *secret.Bytes) (bool, error) {
 	ok := false
 	err := p.Use(func(b []byte) error {
-		ok = checkHash(stored, b)
+		ok = fitsHash(stored, b, allowed)
 		return nil
 	})
 	return ok, err
-}
-
-func checkHash(stored string, p []byte) bool {
-	switch {
-	case strings.HasPrefix(stored, "$y$"):
-		// The library bounds cost: at most 1 GiB of memory.
-		h, err := yescrypt.Hash(p, []byte(stored))
-		return err == nil && subtle.ConstantTimeCompare(h, []byte(stored)) == 1
-	case strings.HasPrefix(stored, "$2a$"), strings.HasPrefix(stored, "$2b$"), strings.HasPrefix(stored, "$2y$"):
-		// The library compares the 60 bytes it knows and no more.
-		return len(stored) == 60 && bcrypt.CompareHashAndPassword([]byte(stored), p) == nil
-	case strings.HasPrefix(stored, "$6$"):
-		return checkSHA(stored[3:], p, sha512.New, 86)
-	case strings.HasPrefix(stored, "$5$"):
-		return checkSHA(stored[3:], p, sha256.New, 43)
-	}
-	return false
-}
-
-// checkSHA checks the rest of a SHA-crypt hash, [rounds=N$]SALT$HASH.
-func checkSHA(rest string, p []byte, h func() hash.Hash, length int) bool {
-	rounds := 5000
-	if n, tail, ok := strings.Cut(rest, "$"); ok && strings.HasPrefix(n, "rounds=") {
-		var err error
-		// crypt(3) writes rounds in this range only, without leading zeros.
-		if rounds, err = strconv.Atoi(n[len("rounds="):]); err != nil || rounds < 1000 || rounds > 999999999 || n != "rounds="+strconv.Itoa(rounds) {
-			return false
-		}
-		rest = tail
-	}
-	salt, want, ok := strings.Cut(rest, "$")
-	if !ok || len(salt) > 16 || len(want) != length {
-		return false
-	}
-	got := xcrypt.KeySHACrypt(h, p, []byte(salt), rounds)
-	return subtle.ConstantTimeCompare(got, []byte(want)) == 1
 }
 
 // A HashCache remembers which password fitted which hash, so that a hash

@@ -5,6 +5,9 @@ import (
 	"crypto/rand"
 	"strings"
 	"testing"
+	"time"
+
+	xcrypt "github.com/go-crypt/x/crypt"
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
@@ -40,6 +43,101 @@ func TestCheckHash(t *testing.T) {
 	closed.Close()
 	if _, err := CheckHash("$6$a$b", closed); err == nil {
 		t.Error("a closed password is checked")
+	}
+}
+
+// TestCrypt: what crypt(3) made of five passwords by each method we know.
+func TestCrypt(t *testing.T) {
+	seen := map[string]int{}
+	for line := range strings.SplitSeq(strings.TrimSuffix(string(read(t, "testdata/crypt.txt")), "\n"), "\n") {
+		stored, password, ok := strings.Cut(line, " ")
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		if !ok {
+			t.Fatalf("cannot read %q", line)
+		}
+		for _, m := range methods {
+			if strings.HasPrefix(stored, m.prefix) {
+				seen[m.prefix]++
+			}
+		}
+		if !fitsHash(stored, []byte(password), allowed) {
+			t.Errorf("%s does not fit %q", stored, password)
+		}
+		// bcrypt looks at the first 72 bytes only.
+		if fitsHash(stored, []byte("y"+password), allowed) {
+			t.Errorf("%s fits another password than %q", stored, password)
+		}
+		changed := []byte(stored)
+		changed[len(stored)-3] ^= 1
+		for _, bad := range []string{string(changed), stored[:len(stored)-1], stored + ".", stored[:len(stored)/2], strings.TrimRight(stored, "./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")} {
+			if fitsHash(bad, []byte(password), allowed) {
+				t.Errorf("%s fits though %s is the hash", bad, stored)
+			}
+		}
+	}
+	for _, m := range methods {
+		if seen[m.prefix] < 5 {
+			t.Errorf("%d samples of %s", seen[m.prefix], m.prefix)
+		}
+	}
+}
+
+// TestHashCosts: what would take hours or all memory is refused before anything
+// is computed.
+func TestHashCosts(t *testing.T) {
+	const hash43 = "lH4Blq6EUT5kohtMaJuuam4rpgnwNSzdugg1kO8swg1"
+	begin := time.Now()
+	for _, stored := range []string{
+		"$y$jHT$5Uru$" + hash43, // N 2^20, r 32: 4 GiB
+		"$y$jGf$5Uru$" + hash43, // r 44
+		"$y$jzz$5Uru$" + hash43, // more than an int holds
+		"$7$Hk..../....salt$" + hash43,
+		"$7$BUzzzz/....salt$" + hash43, // r
+		"$7$BU..../zzzzsalt$" + hash43, // p
+		"$7$BU..../0...salt$" + hash43, // p 129: ten seconds
+		"$7$zzzzzzzzzzzsalt$" + hash43,
+		"$7$.U..../....salt$" + hash43, // N 1
+		"$7$BU.........salt$" + hash43, // p 0
+		"$7$B...../....salt$" + hash43, // r 0
+		"$2b$18$CCCCCCCCCCCCCCCCCCCCC.HrBIdffznV69GxsYPA9PLSACo3k11D6",
+		"$2b$31$CCCCCCCCCCCCCCCCCCCCC.HrBIdffznV69GxsYPA9PLSACo3k11D6",
+		"$6$rounds=10000001$abc$" + hash43 + hash43,
+		"$5$rounds=999999999$abc$" + hash43,
+		"$5$rounds=18446744073709552616$abc$" + hash43,
+		"$sha1$10000001$abcdefgh$S1ArdJYzrh17g244/Kvgwg8.Q1c0",
+		"$sha1$0$abcdefgh$S1ArdJYzrh17g244/Kvgwg8.Q1c0",
+		"$sha1$4294967297$abcdefgh$S1ArdJYzrh17g244/Kvgwg8.Q1c0",
+		"$md5,rounds=2000001$abcdefgh$$Vnp9PhHCmIcKm6Q6oZ0rv/",
+		"$md5,rounds=4294967295$abcdefgh$$Vnp9PhHCmIcKm6Q6oZ0rv/",
+	} {
+		if fitsHash(stored, []byte("x"), allowed) {
+			t.Errorf("%s fits", stored)
+		}
+	}
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("it took %v to refuse them", took)
+	}
+	// What lies on the bounds is computed; the cheap ones show it.
+	for stored, fits := range map[string]bool{
+		"$2b$04$CCCCCCCCCCCCCCCCCCCCC.HrBIdffznV69GxsYPA9PLSACo3k11D6": true,
+		"$2b$04$CCCCCCCCCCCCCCCCCCCCCAHrBIdffznV69GxsYPA9PLSACo3k11D6": false, // bits that the salt does not have
+		"$sha1$1$x$y47v3qSc7hdK3xpstmFTxdQ1gb2u":                       true,
+		"$sha1$01$x$y47v3qSc7hdK3xpstmFTxdQ1gb2u":                      false,
+	} {
+		if fitsHash(stored, []byte("x"), allowed) != fits {
+			t.Errorf("%s: want %v", stored, fits)
+		}
+	}
+	long := strings.Repeat("a", maxPassword+1)
+	if _, err := HashPassword(sec(t, long), rand.Reader); !fault.Is(err, fault.InvalidArgs) {
+		t.Errorf("a password of %d bytes: %v", len(long), err)
+	}
+	for _, p := range []string{long[1:], long} {
+		if stored := "$1$salt$" + string(xcrypt.KeyMD5Crypt([]byte(p), []byte("salt"))); fitsHash(stored, []byte(p), allowed) != (len(p) <= maxPassword) {
+			t.Errorf("a password of %d bytes", len(p))
+		}
 	}
 }
 
@@ -188,4 +286,26 @@ func TestEffectivePassphrases(t *testing.T) {
 			t.Errorf("%v, want %s", err, c.want)
 		}
 	}
+}
+
+// FuzzHash: no hash makes trouble, and none fits but by what is written in it.
+func FuzzHash(f *testing.F) {
+	// What a machine computes in milliseconds, so that it tries many.
+	cheap := costs{blocks: 1 << 14, bcrypt: 5, sha: 5000, sunMD5: 100}
+	for line := range strings.SplitSeq(string(read(f, "testdata/crypt.txt")), "\n") {
+		if stored, password, ok := strings.Cut(line, " "); ok {
+			f.Add(stored, []byte(password))
+		}
+	}
+	f.Fuzz(func(t *testing.T, stored string, p []byte) {
+		if !fitsHash(stored, p, cheap) {
+			return
+		}
+		if len(stored) < 13 || len(p) > maxPassword {
+			t.Fatalf("%q fits %q", stored, p)
+		}
+		if other := append([]byte("x"), p...); len(other) <= 72 && fitsHash(stored, other, cheap) {
+			t.Fatalf("%q fits both %q and %q", stored, p, other)
+		}
+	})
 }

@@ -73,7 +73,10 @@ var mutants = []mutant{
 	// Passwords.
 	{"authenticate.go", "case strict:", "case !strict:"},
 	{"authenticate.go", "case len(a.hashes) > 0:", "case len(a.hashes) > 1:"},
-	{"hashes.go", "return err == nil && subtle.ConstantTimeCompare(h, []byte(stored)) == 1", "return err == nil && subtle.ConstantTimeCompare(h, []byte(stored)) == 0"},
+	{"crypt.go", "return err == nil && same(h, stored)", "return err == nil && !same(h, stored)"},
+	{"crypt.go", "r<<log*parallel > max.blocks", "r<<log > max.blocks"},
+	{"crypt.go", "cost > max.bcrypt", "cost > max.bcrypt+1"},
+	{"crypt.go", "if len(p) > maxPassword {", "if len(p) > maxPassword+1 {"},
 	{"recovery.go", "if c != '-' {", "if false {"},
 	{"secrets.go", "if len(out) == maxSecrets {", "if len(out) == maxSecrets-1 {"},
 	{"status.go", "case c.RateCount < v.RateLimitBurst:\n\t\tc.RateCount++", "case c.RateCount <= v.RateLimitBurst:\n\t\tc.RateCount++"},

@@ -1,0 +1,179 @@
+package records
+
+import (
+	"crypto/sha256"
+	"crypto/sha512"
+	"crypto/subtle"
+	"hash"
+	"strconv"
+	"strings"
+
+	xcrypt "github.com/go-crypt/x/crypt"
+	yescrypt "github.com/openwall/yescrypt-go"
+	"golang.org/x/crypto/bcrypt"
+)
+
+// Hashes come with a record, and a record may come from anyone, so what a hash
+// says of its own cost is bounded before anything is computed. The bounds are
+// what crypt_gensalt(3) makes at the most, or some ten seconds of a present
+// processor where that would be days. A hash beyond them fits no password.
+var allowed = costs{blocks: 1 << 30 / 128, bcrypt: 17, sha: 10_000_000, sunMD5: 2_000_000}
+
+// costs bounds what the methods may take.
+type costs struct {
+	blocks      uint64 // of yescrypt and scrypt: N·r·p; N·r blocks of 128 bytes are in memory
+	bcrypt      int    // logarithm of the rounds
+	sha, sunMD5 int    // rounds
+}
+
+// maxPassword is the longest password of crypt(3), in bytes. The older methods
+// take time with its square.
+const maxPassword = 511
+
+// methods are those of libxcrypt that a shadow file of today may still hold,
+// by the prefix of their hashes. Not among them are DES, which cannot tell
+// "password" from "passwordX", NT hashes, which have no salt, and gost-yescrypt,
+// for which there is no library.
+var methods = []struct {
+	prefix string
+	fits   func(stored string, p []byte, max costs) bool
+}{
+	{"$y$", fitsYescrypt},
+	{"$6$", func(stored string, p []byte, max costs) bool { return fitsSHA(stored[3:], p, max, sha512.New, 86) }},
+	{"$5$", func(stored string, p []byte, max costs) bool { return fitsSHA(stored[3:], p, max, sha256.New, 43) }},
+	{"$2a$", fitsBcrypt}, {"$2b$", fitsBcrypt}, {"$2y$", fitsBcrypt},
+	{"$7$", fitsScrypt},
+	{"$1$", fitsMD5},
+	{"$sha1$", fitsSHA1},
+	{"$md5", fitsSunMD5},
+}
+
+// fitsHash reports whether p is the password of a hash that costs no more than
+// max.
+func fitsHash(stored string, p []byte, max costs) bool {
+	if len(p) > maxPassword {
+		return false
+	}
+	for _, m := range methods {
+		if strings.HasPrefix(stored, m.prefix) {
+			return m.fits(stored, p, max)
+		}
+	}
+	return false
+}
+
+func same(got []byte, want string) bool {
+	return subtle.ConstantTimeCompare(got, []byte(want)) == 1
+}
+
+// digit64 is the value of a digit of crypt(3)'s base 64, -1 if it is none.
+func digit64(c byte) int { return strings.IndexByte(itoa64, c) }
+
+// number64 reads such digits, the least significant first.
+func number64(s string) (n uint64, ok bool) {
+	for i := range len(s) {
+		d := digit64(s[i])
+		if d < 0 {
+			return 0, false
+		}
+		n |= uint64(d) << (6 * i)
+	}
+	return n, true
+}
+
+// fitsYescrypt checks $y$j, the digits of N and r, $SALT$HASH: the flavour that
+// crypt(3) makes, and the only one the library knows.
+func fitsYescrypt(stored string, p []byte, max costs) bool {
+	if len(stored) < 7 || stored[3] != 'j' || stored[6] != '$' {
+		return false
+	}
+	n, r := digit64(stored[4])+1, digit64(stored[5])+1
+	if n < 1 || n > 30 || r < 1 || uint64(r)<<n > max.blocks {
+		return false
+	}
+	h, err := yescrypt.Hash(p, []byte(stored))
+	return err == nil && same(h, stored)
+}
+
+// fitsScrypt checks $7$, one digit of N's logarithm, five of r, five of p,
+// SALT$HASH.
+func fitsScrypt(stored string, p []byte, max costs) bool {
+	const salt = 3 + 1 + 5 + 5
+	end := strings.LastIndexByte(stored, '$')
+	if end < salt || len(stored)-end-1 != 43 {
+		return false
+	}
+	log := digit64(stored[3])
+	r, ok1 := number64(stored[4:9])
+	parallel, ok2 := number64(stored[9:salt])
+	// None of the factors alone is beyond 2^30, so the products are exact.
+	if log < 1 || log > 30 || !ok1 || !ok2 || r < 1 || parallel < 1 || r<<log > max.blocks || r<<log*parallel > max.blocks {
+		return false
+	}
+	h, err := yescrypt.ScryptKey(p, []byte(stored[salt:end]), 1<<log, int(r), int(parallel), 32)
+	return err == nil && same([]byte(encode64(h)), stored[end+1:])
+}
+
+// fitsBcrypt checks $2?$COST$, 22 digits of salt, 31 of hash.
+func fitsBcrypt(stored string, p []byte, max costs) bool {
+	// The library compares the 60 bytes it knows and no more.
+	if len(stored) != 60 {
+		return false
+	}
+	// The salt has 128 bits: crypt(3) leaves the others of its last digit 0.
+	if cost, err := bcrypt.Cost([]byte(stored)); err != nil || cost > max.bcrypt || !strings.Contains(".Oeu", stored[28:29]) {
+		return false
+	}
+	return bcrypt.CompareHashAndPassword([]byte(stored), p) == nil
+}
+
+// rounds reads a number that crypt(3) would write in this way, from low to high.
+func rounds(s string, low, high int) (n int, ok bool) {
+	n, err := strconv.Atoi(s)
+	return n, err == nil && n >= low && n <= high && s == strconv.Itoa(n)
+}
+
+// fitsSHA checks the rest of a SHA-crypt hash, [rounds=N$]SALT$HASH.
+func fitsSHA(rest string, p []byte, max costs, h func() hash.Hash, length int) bool {
+	n := 5000
+	if s, ok := strings.CutPrefix(rest, "rounds="); ok {
+		count, tail, _ := strings.Cut(s, "$")
+		if n, ok = rounds(count, 1000, max.sha); !ok {
+			return false
+		}
+		rest = tail
+	}
+	salt, want, ok := strings.Cut(rest, "$")
+	return ok && len(salt) <= 16 && len(want) == length && same(xcrypt.KeySHACrypt(h, p, []byte(salt), n), want)
+}
+
+// fitsMD5 checks $1$SALT$HASH.
+func fitsMD5(stored string, p []byte, max costs) bool {
+	salt, want, ok := strings.Cut(stored[3:], "$")
+	return ok && len(salt) <= 8 && len(want) == 22 && same(xcrypt.KeyMD5Crypt(p, []byte(salt)), want)
+}
+
+// fitsSHA1 checks $sha1$ROUNDS$SALT$HASH.
+func fitsSHA1(stored string, p []byte, max costs) bool {
+	count, rest, _ := strings.Cut(stored[len("$sha1$"):], "$")
+	n, ok := rounds(count, 1, max.sha)
+	if !ok {
+		return false
+	}
+	salt, want, ok := strings.Cut(rest, "$")
+	return ok && len(salt) <= 64 && len(want) == 28 && same(xcrypt.KeySHA1Crypt(p, []byte(salt), uint32(n)), want)
+}
+
+// fitsSunMD5 checks $md5[,rounds=N]$SALT$$HASH.
+func fitsSunMD5(stored string, p []byte, max costs) bool {
+	n, rest := 0, stored[len("$md5"):]
+	if s, ok := strings.CutPrefix(rest, ",rounds="); ok {
+		count, _, _ := strings.Cut(s, "$")
+		if n, ok = rounds(count, 1, max.sunMD5); !ok {
+			return false
+		}
+		rest = s[len(count):]
+	}
+	salt, want, ok := strings.Cut(strings.TrimPrefix(rest, "$"), "$$")
+	return ok && strings.HasPrefix(rest, "$") && len(salt) <= 64 && len(want) == 22 && same(xcrypt.KeyMD5CryptSun(p, []byte(salt), uint32(n)), want)
+}
