@@ -152,16 +152,10 @@ func (m *Manager) withPasswords(r *records.Record, c *call) (*records.Record, er
 	if r, err = r.WithPasswords(s.Passwords, m.Rand); err != nil {
 		return nil, err
 	}
-	enforce := r.View(m.Machine).EnforcePasswordPolicy
-	if len(s.Passwords) == 0 || enforce != nil && !*enforce {
+	if len(s.Passwords) == 0 {
 		return r, nil
 	}
-	all, err := records.ParseSecrets(c.secrets)
-	if err != nil {
-		return nil, err
-	}
-	defer all.Close()
-	return r, records.PasswordQuality(r, all)
+	return r, m.goodPasswords(r, c.secrets)
 }
 
 func (m *Manager) launchRekey(e *entry, s home.Start, c *call, next *records.Record) error {

@@ -510,7 +510,7 @@ func TestRefusedRecords(t *testing.T) {
 	if got := d.seen(); strings.Contains(got, "eve") {
 		t.Errorf("told: %s", got)
 	}
-	for _, v := range []home.Verb{home.Resize, home.Rebalance, home.Realize, home.Adopt} {
+	for _, v := range []home.Verb{home.Resize, home.Rebalance, home.Adopt} {
 		d.fails(fault.NotSupported, v, "ann")
 	}
 	d.fails(fault.NoSuchHome, home.Activate, "nobody")

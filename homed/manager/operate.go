@@ -108,7 +108,7 @@ func notBuilt(v home.Verb) error {
 // is closed.
 func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
 	switch op.Verb {
-	case home.Resize, home.Rebalance, home.Realize, home.Adopt:
+	case home.Resize, home.Rebalance, home.Adopt:
 		return Result{}, notBuilt(op.Verb)
 	case home.Create, home.Register:
 		return m.introduce(ctx, op)
@@ -239,15 +239,14 @@ func (m *Manager) launch(e *entry, s home.Start) error {
 	if c != nil {
 		secrets = c.secrets
 	}
-	if s.Work == home.WorkCreate && secrets == nil {
-		return fault.New(fault.KeyUnavailable, "create home", errors.New("no secret section"))
-	}
 	if s.Attempt {
 		if err := m.attempt(e, s.Work); err != nil {
 			return err
 		}
 	}
 	switch s.Work {
+	case home.WorkCreate:
+		return m.launchCreate(e, s, c)
 	case home.WorkUpdate:
 		return m.launchUpdate(e, s, c)
 	case home.WorkPasswd:
@@ -356,7 +355,10 @@ func (m *Manager) judge(e *entry, s home.Start, a worker.Answer) home.Done {
 		log.Warn("operation failed", "error", a.Err)
 		switch fault.KindOf(a.Err) {
 		case fault.BadPassword, fault.BadPasswordAndNoToken, fault.BadRecoveryKey:
-			m.count(e, counters.Failed(m.now()))
+			// Who makes a home does not log in.
+			if s.Work != home.WorkCreate {
+				m.count(e, counters.Failed(m.now()))
+			}
 		}
 		return home.Done{Err: a.Err, Suspended: s.Work == home.WorkLock && m.suspended(log, e.name)}
 	}

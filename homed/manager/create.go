@@ -1,0 +1,48 @@
+package manager
+
+import (
+	"errors"
+
+	"hearth/homed/home"
+	"hearth/internal/fault"
+	"hearth/internal/secret"
+	"hearth/records"
+)
+
+// launchCreate checks the passwords, off the loop since each takes a slow hash,
+// and starts the worker that makes a home: for Create, and for Realize of a
+// record that was registered before.
+func (m *Manager) launchCreate(e *entry, s home.Start, c *call) error {
+	if c == nil || c.secrets == nil {
+		return fault.New(fault.KeyUnavailable, "create home", errors.New("no secret section"))
+	}
+	record := e.record
+	m.workers++
+	go func() {
+		err := m.goodPasswords(record, c.secrets)
+		m.post(func() {
+			m.workers--
+			if err == nil {
+				err = m.work(e, s, e.record, c.secrets)
+			}
+			if err != nil {
+				m.notStarted(e, s, err)
+			}
+		})
+	}()
+	return nil
+}
+
+// goodPasswords checks those of the secrets that are passwords of the record,
+// unless the record asks for no check. Fault: LowPasswordQuality.
+func (m *Manager) goodPasswords(r *records.Record, section *secret.Bytes) error {
+	if enforce := r.View(m.Machine).EnforcePasswordPolicy; enforce != nil && !*enforce {
+		return nil
+	}
+	s, err := records.ParseSecrets(section)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return records.PasswordQuality(r, s)
+}
