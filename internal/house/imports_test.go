@@ -41,6 +41,7 @@ var rules = []rule{
 	{"storage/luks", []string{"records", "storage", "storage/luks2", "storage/gpt", "storage/dm", "storage/loop", "storage/keyring", "storage/mounts", "storage/fsops"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
 	{"storage/directory", []string{"records", "storage", "storage/mounts", "storage/fsops"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
 	{"storage/subvolume", []string{"records", "storage", "storage/mounts", "storage/fsops"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
+	{"storage/crashtest", []string{"storage/dm", "storage/loop"}, "it records disks; which operation is recorded, and what must come of it, is the tests'"},
 	{"storage/storagetest", []string{"records", "storage", "storage/..."}, "the suite every backend passes"},
 
 	{"homed/home", nil, "the state machine is pure: a table tests the whole of it"},

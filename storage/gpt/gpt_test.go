@@ -1,20 +1,19 @@
 package gpt
 
 import (
-	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
-	"math/rand/v2"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"hearth/internal/fault"
 	"hearth/internal/fixture"
 	"hearth/internal/testenv"
+	"hearth/storage/crashtest"
 )
 
 var sets = []struct {
@@ -288,72 +287,68 @@ func put(t *testing.T, d *fixture.Disk, b []byte, at int64) {
 	}
 }
 
-var errPower = errors.New("power cut")
-
-// cutter stops after some writes. What was not synced may or may not be there.
-type cutter struct {
-	*fixture.Disk
-	left    int
-	pending []func()
-	order   []string
+// rewritten is what making the partition smaller does to a new image, disk.
+func rewritten(t *testing.T, ss int) (disk *fixture.Disk, old, now Partition, log crashtest.Log) {
+	t.Helper()
+	disk, old = newImage(t, crashSize, ss, "ann")
+	now = old
+	now.Size -= 4 << 20
+	r := &crashtest.Recorder{Device: disk.Clone()}
+	if err := Write(r, crashSize, ss, now, testDisk); err != nil {
+		t.Fatal(err)
+	}
+	return disk, old, now, r.Log
 }
 
-func (c *cutter) WriteAt(b []byte, at int64) (int, error) {
-	if c.left--; c.left < 0 {
-		return 0, errPower
-	}
-	b = bytes.Clone(b)
-	c.pending = append(c.pending, func() { _, _ = c.Disk.WriteAt(b, at) })
-	c.order = append(c.order, fmt.Sprintf("%d+%d", at, len(b)))
-	return len(b), nil
-}
+const crashSize = 50 << 20
 
-func (c *cutter) Sync() error {
-	for _, f := range c.pending {
-		f()
-	}
-	c.pending = nil
-	c.order = append(c.order, "sync")
-	return nil
+// found counts the states in which the old table or the new one is found, and
+// those in which neither is.
+func found(t *testing.T, disk *fixture.Disk, old, now Partition, log crashtest.Log) (good, lost int) {
+	t.Helper()
+	log.States(40, 512, 1, func(s crashtest.State) {
+		d := disk.Clone()
+		if err := s.Apply(d, 0); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := Find(d, crashSize, "ann", testUUID); err == nil && (p == old || p == now) {
+			good++
+		} else {
+			lost++
+		}
+	})
+	return good, lost
 }
 
 // TestCrash rewrites a table with a smaller partition and cuts the power after
-// each write: the old table or the new one is found.
+// each write: the old table or the new one is found. With no flush in between,
+// chance finds neither sooner or later.
 func TestCrash(t *testing.T) {
-	const size = 50 << 20
 	for _, ss := range []int{512, 4096} {
-		for cut := 0; cut <= 5; cut++ {
-			for kept := range 2 {
-				d, old := newImage(t, size, ss, "ann")
-				now := old
-				now.Size -= 4 << 20
-				c := &cutter{Disk: d, left: cut}
-				if err := Write(c, size, ss, now, testDisk); (err == nil) != (cut == 5) {
-					t.Fatalf("cut after %d: %v", cut, err)
-				}
-				for _, f := range c.pending {
-					if kept == 1 || rand.IntN(2) == 0 {
-						f()
-					}
-				}
-				p, err := Find(d, size, "ann", testUUID)
-				if err != nil || p != old && p != now {
-					t.Errorf("sectors of %d, cut after %d of %q: %+v, %v", ss, cut, c.order, p, err)
-				}
-			}
+		disk, old, now, log := rewritten(t, ss)
+		if good, lost := found(t, disk, old, now, log); lost > 0 || good < 100 {
+			t.Errorf("sectors of %d: found in %d states, lost in %d", ss, good, lost)
+		}
+		log = slices.DeleteFunc(log, func(s crashtest.Step) bool { return s.Flush })
+		if _, lost := found(t, disk, old, now, log); lost == 0 {
+			t.Errorf("sectors of %d: without flushes the table is never lost", ss)
 		}
 	}
 }
 
 // TestOrder pins the order of 2.4: backup before primary, a sync after each.
 func TestOrder(t *testing.T) {
-	d, p := newImage(t, 50<<20, 512, "ann")
-	c := &cutter{Disk: d, left: 5}
-	if err := Write(c, 50<<20, 512, p, testDisk); err != nil {
-		t.Fatal(err)
+	_, _, _, log := rewritten(t, 512)
+	var order []string
+	for _, s := range log {
+		if s.Flush {
+			order = append(order, "sync")
+		} else {
+			order = append(order, fmt.Sprintf("%d+%d", s.At, len(s.Data)))
+		}
 	}
 	want := "52411904+16384 sync 52428288+512 sync 1024+16384 sync 512+512 sync 0+512 sync"
-	if got := strings.Join(c.order, " "); got != want {
+	if got := strings.Join(order, " "); got != want {
 		t.Errorf("order %s, want %s", got, want)
 	}
 }

@@ -2,9 +2,7 @@ package luks2
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"slices"
@@ -423,56 +421,6 @@ func TestFormatRefuses(t *testing.T) {
 	}
 }
 
-var errPower = errors.New("power cut")
-
-// cutter stops after some writes. After that, what was synced is there, and of
-// the rest any part may be.
-type cutter struct {
-	*fixture.Section
-	left    int
-	pending []pending
-}
-
-type pending struct {
-	at int64
-	b  []byte
-}
-
-func (c *cutter) WriteAt(b []byte, at int64) (int, error) {
-	if c.left--; c.left < 0 {
-		return 0, errPower
-	}
-	c.pending = append(c.pending, pending{at, bytes.Clone(b)})
-	return len(b), nil
-}
-
-func (c *cutter) ReadAt(b []byte, at int64) (int, error) {
-	c.flush(func() bool { return true })
-	return c.Section.ReadAt(b, at)
-}
-
-func (c *cutter) Sync() error {
-	if c.left < 0 {
-		return errPower
-	}
-	c.flush(func() bool { return true })
-	return nil
-}
-
-// flush lets those sectors of what is pending reach the disk that keep keeps.
-func (c *cutter) flush(keep func() bool) {
-	for _, p := range c.pending {
-		for len(p.b) > 0 {
-			n := min(512, len(p.b))
-			if keep() {
-				_, _ = c.Section.WriteAt(p.b[:n], p.at)
-			}
-			p.b, p.at = p.b[n:], p.at+int64(n)
-		}
-	}
-	c.pending = nil
-}
-
 // small is a container with the smallest header, so that a test can write it
 // very often.
 func small(t *testing.T, passphrase, record string) (*fixture.Disk, *secret.Bytes) {
@@ -508,92 +456,4 @@ func small(t *testing.T, passphrase, record string) (*fixture.Disk, *secret.Byte
 func TestSmallHeader(t *testing.T) {
 	disk, _ := small(t, "pw", `{"userName":"ann"}`)
 	cryptsetup(t, "pw", "open", "--test-passphrase", "--key-file=-", file(t, disk.Section(0, testSize)))
-}
-
-// TestCrash cuts the power after every write of a password change, with all,
-// none or some of the unsynced sectors written: the old password or the new one
-// opens, and the record is the old one or the new one.
-func TestCrash(t *testing.T) {
-	base, vk := small(t, "old", `{"userName":"ann","v":1}`)
-	rekey := func(d Device) error {
-		h, err := Read(d, testSize)
-		if err != nil {
-			return err
-		}
-		if _, err := h.AddKeyslot(d, vk, keep(t, "new"), cheap); err != nil {
-			return err
-		}
-		if err := h.SetHomedToken(d, vk, []byte(`{"userName":"ann","v":2}`)); err != nil {
-			return err
-		}
-		return h.RemoveKeyslot(d, 0)
-	}
-	rng := rand.New(rand.NewPCG(1, 2))
-	modes := []func() bool{
-		func() bool { return true },
-		func() bool { return false },
-		func() bool { return rng.IntN(2) == 0 },
-		func() bool { return rng.IntN(8) != 0 },
-	}
-	if testing.Short() {
-		modes = modes[2:3]
-	}
-	cuts := 0
-	for done := false; !done; cuts++ {
-		for _, mode := range modes {
-			c := &cutter{Section: base.Clone().Section(0, testSize), left: cuts}
-			err := rekey(c)
-			if err != nil && !errors.Is(err, errPower) {
-				t.Fatalf("cut after %d writes: %v", cuts, err)
-			}
-			done = err == nil
-			c.flush(mode)
-
-			h, err := Read(c.Section, testSize)
-			if err != nil {
-				t.Fatalf("cut after %d writes: %v", cuts, err)
-			}
-			key, _, err := h.Unlock(c.Section, []*secret.Bytes{keep(t, "old"), keep(t, "new")})
-			if err != nil {
-				t.Fatalf("cut after %d writes: %v", cuts, err)
-			}
-			if !key.Equal(vk) {
-				t.Errorf("cut after %d writes: another volume key", cuts)
-			}
-			key.Close()
-			if got, err := h.HomedToken(vk); err != nil || string(got) != `{"userName":"ann","v":1}` && string(got) != `{"userName":"ann","v":2}` {
-				t.Errorf("cut after %d writes: record %q, %v", cuts, got, err)
-			}
-			// The way on is open: a password can be set and the header is whole.
-			if _, err := h.AddKeyslot(c.Section, vk, keep(t, "next"), cheap); err != nil {
-				t.Errorf("cut after %d writes: %v", cuts, err)
-			}
-			if h := mustRead(t, c.Section); h.Damaged != Neither {
-				t.Errorf("cut after %d writes: %v is still damaged", cuts, h.Damaged)
-			}
-		}
-	}
-	if cuts < 10 {
-		t.Errorf("only %d writes seen", cuts)
-	}
-}
-
-// TestCrashFormat: a container that was not finished is none, or this one.
-func TestCrashFormat(t *testing.T) {
-	vk := keep(t, strings.Repeat("k", 32))
-	for cut, done := 0, false; !done; cut++ {
-		c := &cutter{Section: newDevice(), left: cut}
-		_, err := Format(c, Params{UUID: testUUID, PBKDF: cheap}, vk)
-		done = err == nil
-		c.flush(func() bool { return cut%2 == 0 })
-		h, err := Read(c.Section, testSize)
-		switch {
-		case err == nil:
-			if err := h.CheckKey(vk); err != nil {
-				t.Errorf("cut after %d writes: %v", cut, err)
-			}
-		case done || !fault.Is(err, fault.NotAnImage) && !fault.Is(err, fault.Inconsistent):
-			t.Errorf("cut after %d writes: %v", cut, err)
-		}
-	}
 }
