@@ -6,16 +6,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"hearth/homed/worker"
-	"hearth/internal/fault"
 	"hearth/internal/journal"
 	"hearth/records"
 	"hearth/storage"
@@ -24,9 +21,6 @@ import (
 	"hearth/storage/mounts"
 	"hearth/storage/subvolume"
 )
-
-// badPasswordPause is the unit of time that a refused password takes.
-const badPasswordPause = 3 * time.Second
 
 // backends are the kinds of storage that are built, by the record's words.
 var backends = map[string]storage.Backend{
@@ -74,7 +68,6 @@ func harden() error {
 
 // serve carries out the request.
 func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Uplink) ([]byte, error) {
-	start := time.Now()
 	record, err := records.Parse(r.Record, records.WorkerInput)
 	if err != nil {
 		return nil, err
@@ -107,26 +100,10 @@ func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Up
 		Keys:                  keys,
 	}, r.Verb, record, secrets, backends)
 	if err != nil {
-		slowDown(ctx, err, secrets, time.Since(start))
 		return nil, err
 	}
 	if out == nil {
 		return nil, nil
 	}
 	return out.Compact(), nil
-}
-
-// slowDown makes guessing take its time: a refused password ends after a
-// multiple of three seconds, one that was never given at once.
-func slowDown(ctx context.Context, err error, s *records.Secrets, spent time.Duration) {
-	refused := fault.Is(err, fault.BadPassword) || fault.Is(err, fault.BadRecoveryKey)
-	if !refused || len(s.Passwords) == 0 || errors.Is(ctx.Err(), context.Canceled) {
-		return
-	}
-	t := time.NewTimer(badPasswordPause - spent%badPasswordPause)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

@@ -118,17 +118,9 @@ func TestWorker(t *testing.T) {
 	if err := run(t, w, storage.Create, password); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []struct {
-		pw   string
-		slow bool
-	}{{"battery staple", true}, {"", false}} {
-		begin := time.Now()
-		err := run(t, w, storage.Activate, c.pw)
-		if !fault.Is(err, fault.BadPassword) {
-			t.Errorf("password %q: %v (%s)", c.pw, err, fault.KindOf(err))
-		}
-		if took := time.Since(begin); (took >= badPasswordPause) != c.slow {
-			t.Errorf("password %q was refused after %v", c.pw, took)
+	for _, pw := range []string{"battery staple", ""} {
+		if err := run(t, w, storage.Activate, pw); !fault.Is(err, fault.BadPassword) {
+			t.Errorf("password %q: %v (%s)", pw, err, fault.KindOf(err))
 		}
 	}
 	if err := run(t, w, storage.Activate, password); err != nil {

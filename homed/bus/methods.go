@@ -5,6 +5,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 
@@ -166,7 +167,7 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 	if !ok {
 		return nil, s.unsupported(ctx, c)
 	}
-	op := manager.Operation{Verb: verb, Posted: c.posted}
+	op := manager.Operation{Verb: verb, Caller: c.uid, Posted: c.posted}
 	defer func() {
 		op.Secrets.Close()
 		op.OldSecrets.Close()
@@ -236,7 +237,9 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 			return nil, err
 		}
 	}
+	begin := time.Now()
 	result, err := s.o.Manager.Do(ctx, op)
+	slowDown(ctx, &op, err, time.Since(begin))
 	if result.Reference != nil {
 		c.files = append(c.files, result.Reference)
 	}

@@ -96,7 +96,9 @@ type Operation struct {
 	// Secrets is a raw secret section or nil: borrowed until Do returns.
 	Secrets, OldSecrets *secret.Bytes
 	PleaseSuspend       bool
-	Size, Flags         uint64
+	// Caller is the uid of who asks, 0 for root and for the daemon itself.
+	Caller      uint32
+	Size, Flags uint64
 	// Posted, if set, is called once the operation has its place in the order
 	// of events, while Do goes on to wait for its end.
 	Posted func()

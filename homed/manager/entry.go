@@ -26,6 +26,8 @@ type entry struct {
 	announced, touched, gone bool
 	said                     home.State // the state last logged
 
+	strangers strangers
+
 	todo     []home.Event // given while another was being applied
 	stepping bool
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"time"
 
 	"hearth/homed/home"
 	"hearth/homed/worker"
@@ -183,6 +182,10 @@ func (m *Manager) await(ctx context.Context, c *call) (Result, error) {
 // begin gives a call to a home.
 func (m *Manager) begin(e *entry, c *call) {
 	m.checkReferences(e)
+	if err := m.admitStranger(e, &c.op); err != nil {
+		c.finish(answer{err: fault.For(e.name, err)})
+		return
+	}
 	if c.op.Verb == home.Unlock {
 		// Whatever the home's state: the limit comes first here.
 		if err := m.attempt(e, home.WorkUnlock); err != nil {
@@ -325,11 +328,7 @@ func (m *Manager) attempt(e *entry, w home.Work) error {
 	now := m.now()
 	after, next, ok := e.record.Counters(m.Machine.ID).Attempt(e.view, now)
 	if !ok {
-		text := "Too many login attempts, please try again later."
-		if wait := time.Duration(next-now) * time.Microsecond; next > now && wait < 24*time.Hour {
-			text = fmt.Sprintf("Too many login attempts, please try again in %s!", max(wait.Round(time.Second), time.Second))
-		}
-		return fault.Newf(fault.AuthenticationLimit, string(w)+" home", "%s", text)
+		return tooMany(string(w)+" home", now, next)
 	}
 	m.count(e, after)
 	return nil
