@@ -48,6 +48,8 @@ type reply struct {
 	code   Code
 	secret *secret.Bytes
 	value  Value
+	failed Failed
+	passwd Passwd
 }
 
 // Conn is the helper's end. Its requests may come from one goroutine at a
@@ -240,6 +242,10 @@ func (c *Conn) answer(p *packet, file *os.File) error {
 		r.secret, err = takeSecret(p.get(2))
 	case TypeValue:
 		r.value, err = value(p, file)
+	case TypeAck:
+		r.failed = Failed(p.number(2))
+	case TypePasswd:
+		r.passwd = passwd(p)
 	}
 	if err != nil {
 		return err

@@ -228,6 +228,25 @@ func TestRequests(t *testing.T) {
 		{"store big", func() Code { return c.Store("k", bytes.Repeat([]byte("x"), MaxInline+1)) },
 			TypeStore, `01 01000000 "k" 02 01000000 01`, TypeAck, ok, Success, true},
 		{"store file", func() Code { return c.StoreFile("k", fifo) }, TypeStoreFD, `01 01000000 "k"`, TypeAck, ok, Success, true},
+		{"apply", func() Code {
+			mask, nice, bounding := uint32(0o27), int32(-5), uint64(1)<<40
+			failed, code := c.Apply(Apply{Umask: &mask, Nice: &nice, Limits: []Limit{{7, 10, 20}, {0, 1, 1<<64 - 1}}, Bounding: &bounding})
+			if failed != FailedNice|FailedBounding {
+				t.Errorf("failed %d", failed)
+			}
+			return code
+		}, TypeApply, `01 04000000 17000000 02 04000000 fbffffff 03 14000000 07000000 0a00000000000000 1400000000000000
+			03 14000000 00000000 0100000000000000 ffffffffffffffff 05 08000000 0000000000010000`, TypeAck, `01 04000000 04000000 02 04000000 12000000`, SystemErr, false},
+		{"write to the terminal", func() Code { return c.WriteTTY([]byte("a\x00")) }, TypeTTYWrite, `01 02000000 "a" 00`, TypeAck, ok, Success, false},
+		{"look up", func() Code {
+			pw, code := c.Lookup("ann")
+			if pw != (Passwd{60100, 60101, "/h", "/s"}) {
+				t.Errorf("%+v", pw)
+			}
+			return code
+		}, TypeLookup, `01 03000000 "ann"`, TypePasswd, ok + `02 04000000 c4ea0000 03 04000000 c5ea0000 04 02000000 "/h" 05 02000000 "/s"`, Success, false},
+		{"look up nobody", func() Code { _, code := c.Lookup("x"); return code },
+			TypeLookup, `01 01000000 "x"`, TypePasswd, `01 04000000 0a000000`, UserUnknown, false},
 		{"drop", func() Code { return c.Drop("k") }, TypeDrop, `01 01000000 "k"`, TypeAck, ok, Success, false},
 	} {
 		got := make(chan Code, 1)

@@ -35,6 +35,7 @@ const (
 	TypeToken  Type = 3
 	TypeAck    Type = 4
 	TypeValue  Type = 5
+	TypePasswd Type = 6
 
 	TypeConv     Type = 16
 	TypeGetToken Type = 17
@@ -45,6 +46,9 @@ const (
 	TypeStore    Type = 22
 	TypeStoreFD  Type = 23
 	TypeDrop     Type = 24
+	TypeApply    Type = 25
+	TypeTTYWrite Type = 26
+	TypeLookup   Type = 27
 	TypeLog      Type = 28
 	TypeResult   Type = 29
 )
@@ -60,6 +64,8 @@ const (
 	kI32                //
 	kU64                //
 	secretK             // text that is wiped and never shown
+	kLimit              // u32 number, u64 soft, u64 hard
+	kBytes              // whatever
 )
 
 func (k kind) size() int {
@@ -72,6 +78,8 @@ func (k kind) size() int {
 		return 4
 	case kU64:
 		return 8
+	case kLimit:
+		return 20
 	}
 	return -1
 }
@@ -98,6 +106,7 @@ var tables = map[Type][]field{
 	TypeToken:    {{1, kI32, true, false}, {2, secretK, false, false}},
 	TypeAck:      {{1, kI32, true, false}, {2, kU32, false, false}},
 	TypeValue:    {{1, kI32, true, false}, {2, kU8, true, false}, {3, kText, false, false}},
+	TypePasswd:   {{1, kI32, true, false}, {2, kU32, false, false}, {3, kU32, false, false}, {4, kText, false, false}, {5, kText, false, false}},
 	TypeConv:     {{1, kU8, true, false}, {2, kText, true, false}},
 	TypeGetToken: {{1, kU8, true, false}, {2, kFlag, true, false}, {3, kText, false, false}},
 	TypeSetToken: {{1, kU8, true, false}, {2, secretK, true, false}},
@@ -107,6 +116,11 @@ var tables = map[Type][]field{
 	TypeStore:    {{1, kText, true, false}, {2, kU8, true, false}, {3, kText, false, false}},
 	TypeStoreFD:  {{1, kText, true, false}},
 	TypeDrop:     {{1, kText, true, false}},
+	TypeApply: {
+		{1, kU32, false, false}, {2, kI32, false, false}, {3, kLimit, false, true}, {4, kU64, false, false}, {5, kU64, false, false},
+	},
+	TypeTTYWrite: {{1, kBytes, true, false}},
+	TypeLookup:   {{1, kText, true, false}},
 	TypeLog:      {{1, kU8, true, false}, {2, kText, true, false}},
 	TypeResult:   {{1, kI32, true, false}},
 }
@@ -167,7 +181,7 @@ func parse(b []byte) (*packet, error) {
 		}
 		if size := f.kind.size(); size >= 0 && size != len(data) {
 			return nil, breach("field %d has %d bytes", tag, len(data))
-		} else if size < 0 && bytes.IndexByte(data, 0) >= 0 {
+		} else if size < 0 && f.kind != kBytes && bytes.IndexByte(data, 0) >= 0 {
 			return nil, breach("field %d holds NUL", tag)
 		}
 		if f.kind == kFlag && data[0] > 1 {
@@ -230,7 +244,7 @@ func (p *packet) dump() string {
 		switch k := lookup(p.typ, f.tag).kind; {
 		case k == secretK:
 			s += fmt.Sprintf(" %d=secret(%d)", f.tag, len(f.data))
-		case k == kText:
+		case k == kText, k == kBytes, k == kLimit:
 			s += fmt.Sprintf(" %d=%q", f.tag, f.data)
 		default:
 			s += fmt.Sprintf(" %d=%d", f.tag, p.number(f.tag))
@@ -276,8 +290,16 @@ func (b *builder) flag(tag uint8, v bool) *builder {
 	return b.u8(tag, 0)
 }
 
+func (b *builder) u32(tag uint8, v uint32) *builder {
+	return b.put(tag, binary.LittleEndian.AppendUint32(nil, v))
+}
+
+func (b *builder) u64(tag uint8, v uint64) *builder {
+	return b.put(tag, binary.LittleEndian.AppendUint64(nil, v))
+}
+
 func (b *builder) code(tag uint8, c Code) *builder {
-	return b.put(tag, binary.LittleEndian.AppendUint32(nil, uint32(int32(c))))
+	return b.u32(tag, uint32(int32(c)))
 }
 
 // done returns the packet, nil if it would be too long.

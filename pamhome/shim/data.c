@@ -1,8 +1,8 @@
 /*
  * What stays on the PAM handle between calls: record texts and the helper's
- * notes, both wiped when they go, and the descriptor that keeps a home active.
- * The reference is believed only while its number still is the same FIFO: a
- * forked child may have closed and reused it.
+ * notes, both wiped when they go, and descriptors: the one that keeps a home
+ * active and those of the session. One is believed only while its number still
+ * is the same file: a forked child may have closed and reused it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -18,6 +18,7 @@
 #include "shim.h"
 
 #define SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+#define LIMIT_MAX 256u
 #define MARK ((void *)UINTPTR_MAX) /* "not ours", as other modules write it */
 
 struct reference {
@@ -35,6 +36,15 @@ static bool named(const char *key, const char *prefix)
 
 enum key key_of(const char *key)
 {
+	static const struct {
+		const char *name;
+		enum key key;
+	} whole[] = {
+		{ SESSION_FD, KEY_SESSION_FD }, { INHIBIT_FD, KEY_INHIBIT_FD }, { TTY_FD, KEY_TTY_FD },
+		{ "systemd.memory_max", KEY_LIMIT }, { "systemd.tasks_max", KEY_LIMIT }, { "systemd.cpu_weight", KEY_LIMIT },
+		{ "systemd.io_weight", KEY_LIMIT }, { "systemd.runtime_max_sec", KEY_LIMIT },
+	};
+
 	if (named(key, HOME_RECORD))
 		return KEY_HOME_RECORD;
 	if (named(key, RECORD))
@@ -45,6 +55,9 @@ enum key key_of(const char *key)
 		return KEY_HOME_FD;
 	if (named(key, OTHER_FD))
 		return KEY_OTHER_FD;
+	for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
+		if (strcmp(key, whole[i].name) == 0)
+			return whole[i].key;
 	return KEY_FOREIGN;
 }
 
@@ -57,7 +70,7 @@ static bool still_ours(const struct reference *r)
 {
 	struct stat st;
 
-	return is_fifo(r->fd, &st) && st.st_dev == r->dev && st.st_ino == r->ino;
+	return r->fd >= 0 && fstat(r->fd, &st) == 0 && st.st_dev == r->dev && st.st_ino == r->ino;
 }
 
 void drop_text(char *text)
@@ -87,8 +100,17 @@ static void free_reference(pam_handle_t *pamh, void *data, int status)
 	free(r);
 }
 
+/* A child that ends its copy of the handle leaves the parent's session be. */
+static void free_unless_silent(pam_handle_t *pamh, void *data, int status)
+{
+	if (status & PAM_DATA_SILENT)
+		free(data);
+	else
+		free_reference(pamh, data, status);
+}
+
 /* Reads what lies under a key. The text stays the handle's; a text above
- * MEMFD_MAX is BUF_ERR. */
+ * MEMFD_MAX is BUF_ERR, a limit above LIMIT_MAX is nothing. */
 int data_load(pam_handle_t *pamh, const char *key, enum kind *kind, const char **text)
 {
 	enum key k = key_of(key);
@@ -112,6 +134,12 @@ int data_load(pam_handle_t *pamh, const char *key, enum kind *kind, const char *
 		fd = (intptr_t)data - 1;
 		if (fd >= 0 && fd <= INT_MAX && is_fifo((int)fd, &st))
 			*kind = KIND_HELD;
+		return PAM_SUCCESS;
+	case KEY_LIMIT:
+		if (strnlen(data, LIMIT_MAX + 1) > LIMIT_MAX)
+			return PAM_SUCCESS;
+		*kind = KIND_TEXT;
+		*text = data;
 		return PAM_SUCCESS;
 	default:
 		if (data == MARK) {
@@ -141,17 +169,21 @@ int data_store_mark(pam_handle_t *pamh, const char *key)
 	return pam_set_data(pamh, key, MARK, NULL);
 }
 
-/* Takes fd over, whatever the outcome. BAD_ITEM: no FIFO. */
+/* Takes fd over, whatever the outcome. BAD_ITEM: no FIFO, which all but the
+ * terminal are. */
 int data_store_fd(pam_handle_t *pamh, const char *key, int fd)
 {
+	enum key k = key_of(key);
 	struct reference *r;
 	struct stat st;
 	int rc;
 
-	if (!is_fifo(fd, &st)) {
+	if (fstat(fd, &st) < 0 || (k != KEY_TTY_FD && !S_ISFIFO(st.st_mode))) {
 		close(fd);
 		return PAM_BAD_ITEM;
 	}
+	if (k == KEY_SESSION_FD) /* the session's lifeline: it ends with the process, not with the handle */
+		return pam_set_data(pamh, key, (void *)((intptr_t)fd + 1), NULL);
 	r = malloc(sizeof *r);
 	if (r == NULL) {
 		close(fd);
@@ -159,12 +191,24 @@ int data_store_fd(pam_handle_t *pamh, const char *key, int fd)
 	}
 	*r = (struct reference){ .fd = fd, .dev = st.st_dev, .ino = st.st_ino };
 	/* First the note that close_session has work to do. */
-	rc = pam_set_data(pamh, REFS, (void *)(uintptr_t)1, NULL);
+	rc = k == KEY_HOME_FD ? pam_set_data(pamh, REFS, (void *)(uintptr_t)1, NULL) : PAM_SUCCESS;
 	if (rc == PAM_SUCCESS)
-		rc = pam_set_data(pamh, key, r, free_reference);
+		rc = pam_set_data(pamh, key, r, k == KEY_HOME_FD ? free_reference : free_unless_silent);
 	if (rc != PAM_SUCCESS)
 		free_reference(pamh, r, 0);
 	return rc;
+}
+
+/* Opens the terminal under a key for writing; -1 if it is gone. */
+int data_reopen(pam_handle_t *pamh, const char *key)
+{
+	char path[32];
+	const void *data = NULL;
+
+	if (pam_get_data(pamh, key, &data) != PAM_SUCCESS || data == NULL || !still_ours(data))
+		return -1;
+	snprintf(path, sizeof path, "/proc/self/fd/%d", ((const struct reference *)data)->fd);
+	return lift(open(path, O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
 }
 
 /* Drops what lies under a key; its destructor runs. */

@@ -27,19 +27,22 @@ enum passing { NO_FD, MAY_FD, MUST_FD };
 
 /* What the helper may send: in which phase, with which fields. */
 static const struct shape {
-	uint8_t type, phases, need, may, fd;
+	uint8_t type, phases, need, may, fd, many;
 } shapes[] = {
-	{ F_CONV, ALL, BIT(1) | BIT(2), 0, NO_FD },
-	{ F_GET_TOKEN, BIT(CHAUTHTOK), BIT(1) | BIT(2), BIT(3), NO_FD },
-	{ F_SET_TOKEN, BIT(AUTH), BIT(1) | BIT(2), 0, NO_FD },
-	{ F_SET_USER, ALL & ~BIT(CLOSE), BIT(1), 0, NO_FD },
-	{ F_PUTENV, BIT(AUTH) | BIT(ACCOUNT) | BIT(OPEN), BIT(1), 0, NO_FD },
-	{ F_LOAD, ALL, BIT(1), 0, NO_FD },
-	{ F_STORE, ALL & ~BIT(CLOSE), BIT(1) | BIT(2), BIT(3), MAY_FD },
-	{ F_STORE_FD, BIT(AUTH) | BIT(ACCOUNT) | BIT(OPEN), BIT(1), 0, MUST_FD },
-	{ F_DROP, ALL, BIT(1), 0, NO_FD },
-	{ F_LOG, ALL, BIT(1) | BIT(2), 0, NO_FD },
-	{ F_RESULT, ALL, BIT(1), 0, NO_FD },
+	{ F_CONV, ALL, BIT(1) | BIT(2), 0, NO_FD, 0 },
+	{ F_GET_TOKEN, BIT(CHAUTHTOK), BIT(1) | BIT(2), BIT(3), NO_FD, 0 },
+	{ F_SET_TOKEN, BIT(AUTH), BIT(1) | BIT(2), 0, NO_FD, 0 },
+	{ F_SET_USER, ALL & ~BIT(CLOSE), BIT(1), 0, NO_FD, 0 },
+	{ F_PUTENV, BIT(AUTH) | BIT(ACCOUNT) | BIT(OPEN), BIT(1), 0, NO_FD, 0 },
+	{ F_LOAD, ALL, BIT(1), 0, NO_FD, 0 },
+	{ F_STORE, ALL & ~BIT(CLOSE), BIT(1) | BIT(2), BIT(3), MAY_FD, 0 },
+	{ F_STORE_FD, BIT(AUTH) | BIT(ACCOUNT) | BIT(OPEN), BIT(1), 0, MUST_FD, 0 },
+	{ F_DROP, ALL, BIT(1), 0, NO_FD, 0 },
+	{ F_APPLY, BIT(OPEN), 0, BIT(1) | BIT(2) | BIT(3) | BIT(4) | BIT(5), NO_FD, BIT(3) },
+	{ F_TTY_WRITE, BIT(OPEN) | BIT(CLOSE), BIT(1), 0, NO_FD, 0 },
+	{ F_LOOKUP, BIT(OPEN), BIT(1), 0, NO_FD, 0 },
+	{ F_LOG, ALL, BIT(1) | BIT(2), 0, NO_FD, 0 },
+	{ F_RESULT, ALL, BIT(1), 0, NO_FD, 0 },
 };
 
 int64_t now_ms(void)
@@ -56,12 +59,12 @@ static void le(uint8_t *p, unsigned size, uint64_t v)
 		*p++ = (uint8_t)v;
 }
 
-static uint32_t from_le(const uint8_t *p, unsigned size)
+uint64_t from_le(const uint8_t *p, unsigned size)
 {
-	uint32_t v = 0;
+	uint64_t v = 0;
 
 	for (unsigned i = 0; i < size; i++)
-		v |= (uint32_t)p[i] << (8 * i);
+		v |= (uint64_t)p[i] << (8 * i);
 	return v;
 }
 
@@ -200,7 +203,7 @@ static bool parse(struct channel *c, struct frame *f, int fds)
 
 	if (c->in_n < FRAME_HEADER || from_le(p + 2, 2) != 0 || from_le(p + 4, 4) != c->in_n - FRAME_HEADER)
 		return false;
-	f->type = from_le(p, 2);
+	f->type = (unsigned)from_le(p, 2);
 	for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
 		if (shapes[i].type == f->type)
 			s = &shapes[i];
@@ -215,12 +218,12 @@ static bool parse(struct channel *c, struct frame *f, int fds)
 		if (end - p < 5)
 			return false;
 		tag = p[0];
-		n = from_le(p + 1, 4);
+		n = (uint32_t)from_le(p + 1, 4);
 		p += 5;
 		if (n > (size_t)(end - p))
 			return false;
-		if (tag < 4 && ((s->need | s->may) & BIT(tag))) {
-			if (f->field[tag].set)
+		if (tag < FIELDS && ((s->need | s->may) & BIT(tag))) {
+			if (f->field[tag].set && !(s->many & BIT(tag)))
 				return false;
 			f->field[tag].p = p;
 			f->field[tag].n = n;
@@ -228,7 +231,7 @@ static bool parse(struct channel *c, struct frame *f, int fds)
 		}
 		p += n;
 	}
-	for (unsigned tag = 1; tag < 4; tag++)
+	for (unsigned tag = 1; tag < FIELDS; tag++)
 		if ((s->need & BIT(tag)) && !f->field[tag].set)
 			return false;
 	return true;
@@ -291,8 +294,26 @@ void channel_done(struct channel *c, struct frame *f)
 bool get_int(const struct frame *f, unsigned tag, unsigned size, uint32_t *v)
 {
 	if (f->field[tag].n == size)
-		*v = from_le(f->field[tag].p, size);
+		*v = (uint32_t)from_le(f->field[tag].p, size);
 	return f->field[tag].n == size;
+}
+
+bool get_u64(const struct frame *f, unsigned tag, uint64_t *v)
+{
+	if (f->field[tag].n == 8)
+		*v = from_le(f->field[tag].p, 8);
+	return f->field[tag].n == 8;
+}
+
+const uint8_t *next_field(const struct channel *c, unsigned tag, const uint8_t *before)
+{
+	const uint8_t *end = c->in + c->in_n;
+	const uint8_t *p = before == NULL ? c->in + FRAME_HEADER : before + from_le(before - 4, 4);
+
+	for (; p < end; p += 5 + from_le(p + 1, 4))
+		if (p[0] == tag)
+			return p + 5;
+	return NULL;
 }
 
 const char *get_text(const struct frame *f, unsigned tag, size_t min, size_t max)

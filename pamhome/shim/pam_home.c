@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 #include <unistd.h>
 
 #include <security/pam_ext.h>
+#include <security/pam_modutil.h>
 
 #include "shim.h"
 
@@ -122,6 +124,7 @@ static enum why send_start(struct call *c, int flags, int argc, const char **arg
 	struct channel *ch = &c->ch;
 	const struct pam_conv *conv = NULL;
 	bool secure = getauxval(AT_SECURE) != 0;
+	uint64_t bounding, inheritable, permitted;
 	enum why w;
 	int host;
 
@@ -160,6 +163,14 @@ static enum why send_start(struct call *c, int flags, int argc, const char **arg
 	put_int(ch, 20, 4, getgid());
 	put_int(ch, 21, 4, getegid());
 	put_int(ch, 22, 1, secure);
+	if (ch->phase == OPEN) {
+		if (own_caps(&bounding, &inheritable, &permitted)) {
+			put_int(ch, 23, 8, bounding);
+			put_int(ch, 24, 8, inheritable);
+			put_int(ch, 25, 8, permitted);
+		}
+		put_int(ch, 26, 1, isatty(1) != 0);
+	}
 
 	/* The helper watches it: a child that the host forks meanwhile may
 	 * keep the socket open for longer than the host lives. */
@@ -267,6 +278,17 @@ static enum why on_putenv(struct call *c, const struct frame *f)
 	return ack(c, pam_putenv(c->pamh, kv));
 }
 
+static bool is_text_key(enum key k)
+{
+	return k == KEY_HOME_RECORD || k == KEY_RECORD || k == KEY_STATE;
+}
+
+/* Keys under which the helper may put descriptors. */
+static bool is_fd_key(enum key k)
+{
+	return k == KEY_HOME_FD || k == KEY_SESSION_FD || k == KEY_INHIBIT_FD;
+}
+
 /* *fd: a memfd to send along, or -1. */
 static enum why on_load(struct call *c, const char *key, int *fd)
 {
@@ -274,7 +296,8 @@ static enum why on_load(struct call *c, const char *key, int *fd)
 	const char *text;
 	int rc;
 
-	if (key_of(key) == KEY_FOREIGN)
+	if (!is_text_key(key_of(key)) && key_of(key) != KEY_HOME_FD && key_of(key) != KEY_OTHER_FD &&
+	    (key_of(key) != KEY_LIMIT || c->ch.phase != OPEN))
 		return BREACH;
 	rc = data_load(c->pamh, key, &kind, &text);
 	if (kind == KIND_HELD)
@@ -292,11 +315,6 @@ static enum why on_load(struct call *c, const char *key, int *fd)
 	put_int(&c->ch, 2, 1, kind);
 	put_text(&c->ch, 3, text);
 	return FINE;
-}
-
-static bool is_text_key(enum key k)
-{
-	return k == KEY_HOME_RECORD || k == KEY_RECORD || k == KEY_STATE;
 }
 
 static enum why on_store(struct call *c, const char *key, struct frame *f)
@@ -319,7 +337,7 @@ static enum why on_store_fd(struct call *c, const char *key, struct frame *f)
 {
 	int rc;
 
-	if (c->fds >= MAX_STORED_FDS || key_of(key) != KEY_HOME_FD)
+	if (c->fds >= MAX_STORED_FDS || !is_fd_key(key_of(key)) || (key_of(key) != KEY_HOME_FD && c->ch.phase != OPEN))
 		return BREACH;
 	rc = data_store_fd(c->pamh, key, f->fd);
 	f->fd = -1;
@@ -327,7 +345,7 @@ static enum why on_store_fd(struct call *c, const char *key, struct frame *f)
 		return BREACH;
 	if (rc == PAM_SUCCESS) {
 		snprintf(c->stored[c->fds++], KEY_ROOM, "%s", key);
-		c->reference = true;
+		c->reference = c->reference || key_of(key) == KEY_HOME_FD;
 	}
 	return ack(c, rc);
 }
@@ -336,16 +354,54 @@ static enum why on_drop(struct call *c, const char *key)
 {
 	if (key_of(key) == KEY_HOME_FD)
 		c->reference = false;
-	else if (!is_text_key(key_of(key)))
+	else if (!is_text_key(key_of(key)) && !is_fd_key(key_of(key)))
 		return BREACH;
 	return ack(c, data_drop(c->pamh, key));
+}
+
+static enum why on_apply(struct call *c, const struct frame *f)
+{
+	uint32_t failed;
+
+	if (!apply(&c->ch, f, &failed))
+		return BREACH;
+	ack(c, failed == 0 ? PAM_SUCCESS : PAM_SYSTEM_ERR);
+	put_int(&c->ch, 2, 4, failed);
+	return FINE;
+}
+
+static enum why on_tty_write(struct call *c, const struct frame *f)
+{
+	if (f->field[1].n == 0 || f->field[1].n > 512)
+		return BREACH;
+	return ack(c, tty_write(c->pamh, c->ch.phase, f->field[1].p, f->field[1].n));
+}
+
+/* A static helper cannot load the modules that know all users. */
+static enum why on_lookup(struct call *c, const struct frame *f)
+{
+	const char *name = get_text(f, 1, 1, USER_MAX);
+	struct passwd *pw;
+
+	if (name == NULL)
+		return BREACH;
+	pw = pam_modutil_getpwnam(c->pamh, name);
+	channel_begin(&c->ch, F_PASSWD);
+	put_int(&c->ch, 1, 4, (uint32_t)(pw != NULL ? PAM_SUCCESS : PAM_USER_UNKNOWN));
+	if (pw != NULL) {
+		put_int(&c->ch, 2, 4, pw->pw_uid);
+		put_int(&c->ch, 3, 4, pw->pw_gid);
+		put_text(&c->ch, 4, pw->pw_dir);
+		put_text(&c->ch, 5, pw->pw_shell);
+	}
+	return FINE;
 }
 
 static enum why on_request(struct call *c, struct frame *f, int *fd)
 {
 	const char *key = NULL;
 
-	if (f->type >= F_LOAD && (key = get_text(f, 1, 1, KEY_ROOM - 1)) == NULL)
+	if (f->type >= F_LOAD && f->type <= F_DROP && (key = get_text(f, 1, 1, KEY_ROOM - 1)) == NULL)
 		return BREACH;
 	switch (f->type) {
 	case F_CONV: return on_conv(c, f);
@@ -356,7 +412,10 @@ static enum why on_request(struct call *c, struct frame *f, int *fd)
 	case F_LOAD: return on_load(c, key, fd);
 	case F_STORE: return on_store(c, key, f);
 	case F_STORE_FD: return on_store_fd(c, key, f);
-	default: return on_drop(c, key);
+	case F_DROP: return on_drop(c, key);
+	case F_APPLY: return on_apply(c, f);
+	case F_TTY_WRITE: return on_tty_write(c, f);
+	default: return on_lookup(c, f);
 	}
 }
 

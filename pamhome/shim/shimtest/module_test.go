@@ -1,6 +1,7 @@
 package shimtest
 
 import (
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/testenv"
@@ -56,6 +58,16 @@ func TestBreach(t *testing.T) {
 		if !strings.HasSuffix(out, result("auth", "AUTHINFO_UNAVAIL")+"\nfds end\n") {
 			t.Errorf("%s:\n%s", s, out)
 		}
+	}
+	for _, s := range []string{"apply-umask", "apply-twice", "apply-limit", "apply-caps", "lookup-empty", "tty-empty", "tty-long", "load-session", "store-tty"} {
+		b.service("svc", "settings script="+s)
+		if out := b.login("svc", "ann", "open", "fds"); !strings.Contains(out, result("open", "SUCCESS")+"\nfds end\n") {
+			t.Errorf("%s:\n%s", s, out)
+		}
+	}
+	// What only a session may ask for.
+	for _, s := range []string{"apply", "lookup", "tty", "session-ref", "limit"} {
+		expect(t, b.script(s, "svc", "ann", "auth", "fds"), result("auth", "AUTHINFO_UNAVAIL"), "fds end")
 	}
 	for op, code := range map[string]string{"acct": "SERVICE_ERR", "open": "SUCCESS", "chau": "AUTHTOK_ERR"} {
 		expect(t, b.script("type", "svc", "ann", op), result(op, code))
@@ -271,5 +283,52 @@ func TestProfile(t *testing.T) {
 		if s == "password" && strings.Contains(string(data), "use_authtok") {
 			t.Errorf("a local user cannot change the password:\n%s", data)
 		}
+	}
+}
+
+// TestApply: what a session changes in the login process.
+func TestApply(t *testing.T) {
+	b := scripted(t, "")
+	expect(t, b.script("apply", "svc", "ann", "open"),
+		"  conv n=1 TEXT_INFO       'failed 04000000'", // there is no limit 99
+		"  conv n=1 TEXT_INFO       'Umask: 0027'",
+		"  conv n=1 TEXT_INFO       'nice 3'",
+		"  conv n=1 TEXT_INFO       'Max cpu time 500 500 seconds'",
+		"  conv n=1 TEXT_INFO       'Max open files 100 200 files'",
+		result("open", "SUCCESS"))
+	expect(t, b.script("lookup", "svc", "ann", "open"),
+		"  conv n=1 TEXT_INFO       'root: 00000000 uid 00000000 gid 00000000 home /root'",
+		"  conv n=1 TEXT_INFO       'no-such-user: 0a000000'", result("open", "SUCCESS"))
+}
+
+func TestApplyAsRoot(t *testing.T) {
+	testenv.Need(t, "root")
+	b := scripted(t, "")
+	expect(t, b.script("capabilities", "svc", "ann", "open"),
+		"  conv n=1 TEXT_INFO       'failed 00000000'",
+		"  conv n=1 TEXT_INFO       'CapInh: 0000000800000001'",
+		"  conv n=1 TEXT_INFO       'CapAmb: 0000000800000001'",
+		"  conv n=1 TEXT_INFO       'bounding true'",
+		"  conv n=1 TEXT_INFO       'effective true'",
+		result("open", "SUCCESS"))
+}
+
+// TestTerminal: the mark goes onto the terminal of standard output, also when
+// the login program has closed that in between.
+func TestTerminal(t *testing.T) {
+	b := scripted(t, "")
+	b.service("svc", "settings script=tty")
+	expect(t, b.login("svc", "ann", "open", "close"), result("open", "SUCCESS"), result("close", "SUCCESS"))
+	cmd := exec.Command(b.host, b.dir, "svc", "ann", "open", "close012", "close")
+	cmd.Env = []string{"PATH=/usr/bin:/bin"}
+	terminal, err := pty.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = terminal.Close() }()
+	out, _ := io.ReadAll(terminal) // ends with EIO
+	_ = cmd.Wait()
+	if text := string(out); strings.Count(text, "<mark 3>") != 1 || strings.Count(text, "<mark 4>") != 1 {
+		t.Errorf("the terminal shows %q", text)
 	}
 }

@@ -188,6 +188,8 @@ func field(tag byte, data any) []byte {
 		b = []byte{d}
 	case int:
 		b = binary.LittleEndian.AppendUint32(nil, uint32(int32(d)))
+	case uint64:
+		b = binary.LittleEndian.AppendUint64(nil, d)
 	}
 	f := binary.LittleEndian.AppendUint32([]byte{tag}, uint32(len(b)))
 	return append(f, b...)
@@ -310,6 +312,75 @@ var scripts = map[string]func(r *raw, phase byte){
 	"not-fifo":     func(r *raw, _ byte) { r.send(packet(23, text(1, refKey)), 0) },
 	"not-memfd":    func(r *raw, _ byte) { r.send(packet(22, text(1, "hearth-home-state-ann"), field(2, byte(1))), fifo()) },
 	"answer":       func(r *raw, _ byte) { r.send(packet(2, field(1, 0))) },
+
+	"apply-umask":  func(r *raw, _ byte) { r.send(packet(25, field(1, 0o1000))) },
+	"apply-twice":  func(r *raw, _ byte) { r.send(packet(25, field(1, 0), field(1, 0))) },
+	"apply-limit":  func(r *raw, _ byte) { r.send(packet(25, text(3, strings.Repeat("x", 20)), text(3, "short"))) },
+	"apply-caps":   func(r *raw, _ byte) { r.send(packet(25, field(4, 1))) },
+	"lookup-empty": func(r *raw, _ byte) { r.send(packet(27, text(1, ""))) },
+	"tty-empty":    func(r *raw, _ byte) { r.send(packet(26, text(1, ""))) },
+	"tty-long":     func(r *raw, _ byte) { r.send(packet(26, text(1, strings.Repeat("x", 513)))) },
+	"load-session": func(r *raw, _ byte) { r.send(packet(21, text(1, "hearth-session-fd"))) },
+	"store-tty":    func(r *raw, _ byte) { r.send(packet(23, text(1, "hearth-tty-fd")), fifo()) },
+	"session-ref": func(r *raw, _ byte) {
+		// A session is no home.
+		r.send(packet(23, text(1, "hearth-session-fd")), fifo())
+		r.receive()
+		r.result(0)
+	},
+	"apply": func(r *raw, _ byte) {
+		limit := func(n int, soft, hard uint64) []byte {
+			f := append(field(3, n), field(0, soft)[5:]...)
+			f = append(f, field(0, hard)[5:]...)
+			f[1] = 20
+			return f
+		}
+		pid := binary.LittleEndian.Uint32(fieldOf(r.in, 16))
+		r.send(packet(25, field(1, 0o27), field(2, 3), limit(7, 100, 200), limit(0, 1000, 500), limit(99, 1, 1)))
+		a := r.receive()
+		r.info("failed %x", a[len(a)-4:])
+		r.info("%s", statusOf(pid, "Umask:"))
+		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		r.info("nice %s", strings.Fields(rest)[16])
+		limits, _ := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+		for line := range strings.Lines(string(limits)) {
+			if f := strings.Fields(line); strings.HasPrefix(line, "Max open files") || strings.HasPrefix(line, "Max cpu time") {
+				r.info("%s", strings.Join(f, " "))
+			}
+		}
+		r.result(0)
+	},
+	"capabilities": func(r *raw, _ byte) {
+		pid := binary.LittleEndian.Uint32(fieldOf(r.in, 16))
+		all := binary.LittleEndian.Uint64(fieldOf(r.in, 23))
+		r.send(packet(25, field(4, uint64(1)<<35|1), field(5, all&^(1<<21))))
+		a := r.receive()
+		r.info("failed %x", a[len(a)-4:])
+		for _, key := range []string{"CapInh:", "CapAmb:"} {
+			r.info("%s", statusOf(pid, key))
+		}
+		r.info("bounding %v", statusOf(pid, "CapBnd:") == fmt.Sprintf("CapBnd: %016x", all&^(1<<21)))
+		r.info("effective %v", statusOf(pid, "CapEff:") == fmt.Sprintf("CapEff: %016x", all))
+		r.result(0)
+	},
+	"lookup": func(r *raw, _ byte) {
+		for _, name := range []string{"root", "no-such-user"} {
+			r.send(packet(27, text(1, name)))
+			a := r.receive()
+			line := fmt.Sprintf("%s: %x", name, fieldOf(a, 1))
+			if len(fieldsOf(a, 2)) > 0 {
+				line += fmt.Sprintf(" uid %x gid %x home %s", fieldOf(a, 2), fieldOf(a, 3), fieldOf(a, 4))
+			}
+			r.info("%s", line)
+		}
+		r.result(0)
+	},
+	"tty": func(r *raw, phase byte) {
+		r.send(packet(26, text(1, fmt.Sprintf("<mark %d>", phase))))
+		r.receive()
+		r.result(0)
+	},
 	"two-requests": func(r *raw, _ byte) {
 		// Both are there before the first is answered: the login program
 		// takes its time over the first.
@@ -427,26 +498,41 @@ var scripts = map[string]func(r *raw, phase byte){
 	},
 }
 
+// fieldsOf returns the fields of a frame of the shim that have a tag.
+func fieldsOf(start []byte, tag byte) (list []string) {
+	for b := start[8:]; len(b) >= 5; {
+		n := binary.LittleEndian.Uint32(b[1:])
+		if b[0] == tag {
+			list = append(list, string(b[5:5+n]))
+		}
+		b = b[5+n:]
+	}
+	return list
+}
+
+func fieldOf(start []byte, tag byte) []byte { return []byte(fieldsOf(start, tag)[0]) }
+
+func statusOf(pid uint32, key string) string {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(status)) {
+		if strings.HasPrefix(line, key) {
+			return strings.Join(strings.Fields(line), " ")
+		}
+	}
+	return ""
+}
+
 // actHelper runs the script that the module line names.
 func actHelper() int {
 	runtime.LockOSThread()
 	r := &raw{}
 	start := r.receive()
-	var phase byte
+	phase := fieldOf(start, 2)[0]
 	name := ""
-	r.in = start
-	for b := start[8:]; len(b) >= 5; {
-		n := binary.LittleEndian.Uint32(b[1:])
-		data := b[5 : 5+n]
-		switch b[0] {
-		case 2:
-			phase = data[0]
-		case 4:
-			if s, ok := strings.CutPrefix(string(data), "script="); ok {
-				name = s
-			}
+	for _, arg := range fieldsOf(start, 4) {
+		if s, ok := strings.CutPrefix(arg, "script="); ok {
+			name = s
 		}
-		b = b[5+n:]
 	}
 	f := scripts[name]
 	if f == nil {
