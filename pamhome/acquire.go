@@ -8,6 +8,7 @@ import (
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
+	"hearth/pamhome/askpassword"
 	"hearth/pamhome/frame"
 )
 
@@ -61,6 +62,7 @@ func pinAgain(wrong string) question {
 type asking struct {
 	known    answers
 	rejected int
+	offered  bool // what is known comes from a credential and was not tried yet
 }
 
 // outcome of a question.
@@ -91,17 +93,22 @@ func (c *call) ask(a *asking, user string, q question, carried bool) (outcome, f
 			return answered, frame.Success
 		}
 		line, prompt := q.before, q.first
-		if a.known.has(q.member) || carried {
+		again := a.known.has(q.member) || carried
+		if again {
 			line, prompt = q.wrong, q.again
 		}
 		if line != "" {
 			c.tell(frame.Error, "%s", fill(line))
 		}
+		if c.activated() {
+			// It is shown far from the login: who it is for must be in it.
+			prompt = askpassword.ForHome(user, q.name, again, 0).Message
+		}
 		answer, code := c.Conv.Converse(frame.EchoOff, prompt)
 		switch {
 		case code != frame.Success:
 			answer.Close()
-			return refused, frame.ConvErr
+			return refused, code
 		case answer.Len() == 0:
 			answer.Close()
 			c.debug("%s request aborted.", q.name)
@@ -255,11 +262,19 @@ func (c *call) reference(ctx context.Context, u *user, a *asking, must bool) (me
 			}
 		case ask && how != unrestricted:
 			how = acquire
+			if c.credential(u, a, q) {
+				continue
+			}
 			done, code := c.ask(a, u.name, q, a.known.has(q.member))
+			if done == refused && code == frame.ConvErr && c.mayAskAgents(u) {
+				if f, done = c.askAgents(ctx, u, a, q); f != nil {
+					return ref, f, frame.Success
+				}
+			}
 			switch {
 			case done == ended:
 				return how, nil, code
-			case done == refused && !must && c.byTerminal():
+			case done == refused && !must && c.byTerminal() && !c.state(u.name).Declined:
 				how = unrestricted
 			case done == refused:
 				c.log(logErr, "Failed to prompt for password/prompt.")

@@ -30,6 +30,10 @@ type login struct {
 	refs    map[string]*os.File
 	answers []string // "NULL": success without an answer
 	refuse  bool
+	// mute refuses texts as well, as service managers before 258 do.
+	mute    bool
+	ppid    uint32
+	agents  Agents
 	authTok string
 	oldTok  string
 	lines   []string
@@ -76,6 +80,9 @@ func (l *login) prompt(text string) (string, frame.Code) {
 func (l *login) Converse(style frame.Style, text string) (*secret.Bytes, frame.Code) {
 	if style == frame.Error || style == frame.Info {
 		l.say("  conv n=1 %-15s '%s'", styleNames[style], text)
+		if l.mute {
+			return nil, frame.ConvErr
+		}
 		return nil, frame.Success
 	}
 	a, code := l.prompt(text)
@@ -219,7 +226,7 @@ func (l *login) run(op string, flags uint32) frame.Code {
 	s := &frame.Start{
 		Phase: phase, Flags: flags, Args: l.args, User: &user, Service: l.item("service"), TTY: l.item("tty"),
 		Display: l.item("xdisplay"), RHost: l.item("rhost"), Conversation: true,
-		PAMEnv: slices.Clone(l.env), ProcEnv: l.hostEnv,
+		PAMEnv: slices.Clone(l.env), ProcEnv: l.hostEnv, PPID: l.ppid,
 	}
 	if op == "auth" || op == "chau" {
 		s.AuthTok, s.OldAuthTok = l.token(l.authTok), l.token(l.oldTok)
@@ -227,7 +234,7 @@ func (l *login) run(op string, flags uint32) frame.Code {
 	defer s.Close()
 	l.interlock = false
 	got := Run(context.Background(), Hook{
-		Conv: l, Start: s, MachineID: machineID, Hostname: "test", Now: l.now,
+		Conv: l, Start: s, MachineID: machineID, Hostname: "test", Now: l.now, Agents: l.agents,
 		Dial: func(context.Context) (Homes, error) {
 			if l.bus.dial != nil {
 				return nil, l.bus.dial

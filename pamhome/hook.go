@@ -51,6 +51,8 @@ type Hook struct {
 	// MachineID and Hostname tell which parts of a record are about us.
 	MachineID, Hostname string
 	Now                 func() time.Time
+	// Agents are asked where nobody sits in front of the login program.
+	Agents Agents
 }
 
 // storageTimeout bounds each call that may wait for storage, a token or a
@@ -82,6 +84,9 @@ type call struct {
 	machine records.Machine
 	homes   Homes
 	raw     string // PAM_USER as it is at the start of the call
+	// What the password agents answered so far, and until when they may.
+	asked    int
+	askUntil time.Time
 }
 
 // Run carries the hook out and returns its result. It tells the person what
@@ -129,10 +134,14 @@ func (c *call) debug(format string, args ...any) {
 	}
 }
 
-// tell shows a line. Whether it was seen changes nothing.
+// tell shows a line. Whether it was seen changes nothing; where nobody sits in
+// front, the journal has it.
 func (c *call) tell(style frame.Style, format string, args ...any) {
-	s, _ := c.Conv.Converse(style, fmt.Sprintf(format, args...))
+	s, code := c.Conv.Converse(style, fmt.Sprintf(format, args...))
 	s.Close()
+	if code == frame.ConvErr && c.activated() {
+		c.log(logNotice, format, args...)
+	}
 }
 
 // service connects on first use.

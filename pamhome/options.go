@@ -9,12 +9,15 @@ import (
 type options struct {
 	suspend bool // may the home be locked while the machine sleeps
 	debug   bool
+	// Which services have their password asked for by the password agents.
+	agentServices []string
+	agentsOff     bool
 }
 
-// Options of the session half and of the password fallback. Every hook takes
+// Options of the session half. Every hook takes
 // them, so that one line can be copied through a stack.
 var elsewhere = []string{
-	"class=", "type=", "desktop=", "area=", "ask-password=",
+	"class=", "type=", "desktop=", "area=",
 	"default-capability-bounding-set=", "default-capability-ambient-set=",
 }
 
@@ -25,6 +28,7 @@ func (c *call) readOptions() {
 	} else if env, ok := c.Start.HostEnv("SYSTEMD_HOME_SUSPEND"); ok && !c.Start.Secure {
 		c.envSuspend(env)
 	}
+	c.agentServices = slices.Clone(agentServices)
 	for _, arg := range c.Start.Args {
 		name, value, _ := strings.Cut(arg, "=")
 		switch {
@@ -41,6 +45,12 @@ func (c *call) readOptions() {
 				c.options.debug = b
 			} else {
 				c.log(logWarning, "Failed to parse debug= argument, ignoring: %s", value)
+			}
+		case strings.HasPrefix(arg, "ask-password="):
+			if b, ok := parseBool(value); ok {
+				c.agentsOff = !b
+			} else {
+				c.agentServices = append(c.agentServices, strings.Split(value, ",")...)
 			}
 		case arg == "register", arg == "settings":
 			c.log(logWarning, "Parameter '%s' has no effect yet: keep pam_systemd in the stack.", arg)

@@ -31,6 +31,10 @@ type state struct {
 	PasswordOnly bool `json:"passwordOnly,omitempty"`
 	// UnavailableUSec: when the service last was not there.
 	UnavailableUSec int64 `json:"unavailableUSec,omitempty"`
+	// Declined: the password agents were asked, and gave none that opens it.
+	Declined bool `json:"declined,omitempty"`
+	// Credentials: how many of the unit's password files were tried.
+	Credentials int `json:"credentials,omitempty"`
 }
 
 // unavailableFor is how long a service that was not there is not asked again.

@@ -53,7 +53,8 @@ var rules = []rule{
 	{"homed/userdb", []string{"records", "homed/manager", "homed/home"}, "a front end translates"},
 
 	{"pamhome/frame", nil, "the wire knows no policy"},
-	{"pamhome", []string{"records", "homed/home1", "pamhome/frame"}, "the helper speaks the bus only, so it works with systemd-homed as well"},
+	{"pamhome/askpassword", nil, "a protocol of the system's: it knows no home and no login"},
+	{"pamhome", []string{"records", "homed/home1", "pamhome/frame", "pamhome/askpassword"}, "the helper speaks the bus only, so it works with systemd-homed as well"},
 	{"pamhome/...", []string{"records", "homed/home1", "pamhome", "pamhome/..."}, "the helper speaks the bus only, so it works with systemd-homed as well"},
 
 	{"cmd/homed/system", nil, "files that are installed, and their test"},

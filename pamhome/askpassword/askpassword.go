@@ -47,6 +47,7 @@ func Ask(ctx context.Context, dir string, r Request) ([]*secret.Bytes, error) {
 	if err := openTo(dir); err != nil {
 		return nil, err
 	}
+	sweep(dir)
 	number := make([]byte, 16)
 	_, _ = rand.Read(number)
 	socket := filepath.Join(dir, fmt.Sprintf("sck.%x", binary.NativeEndian.Uint64(number)))

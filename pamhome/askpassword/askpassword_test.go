@@ -3,8 +3,10 @@ package askpassword
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -165,6 +167,58 @@ func TestFiles(t *testing.T) {
 	if _, err := r.Read(make([]byte, 1)); err == nil {
 		t.Error("the other end is still open")
 	}
+}
+
+// TestSweep: the next question takes away what a killed program left, and
+// nothing else.
+func TestSweep(t *testing.T) {
+	dir := shortDir(t)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	gone := exec.Command("true")
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
+	listener := func(name string) net.PacketConn {
+		c, err := net.ListenPacket("unixgram", filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	listener("sck.dead").Close()
+	defer listener("sck.live").Close()
+	for name, c := range map[string]struct {
+		pid    int
+		socket string
+	}{
+		"ask.dead": {gone.Process.Pid, dir + "//sck.dead"}, "ask.alive": {os.Getpid(), dir + "/sck.dead"},
+		"ask.listens": {gone.Process.Pid, dir + "/sck.live"}, "ask.far": {gone.Process.Pid, "/nowhere/sck"}, "ask.none": {},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), fmt.Appendf(nil, "[Ask]\nPID=%d\nSocket=%s\n", c.pid, c.socket), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, _ = Ask(t.Context(), dir, Request{Message: "q", Limit: time.Millisecond})
+	left, _ := os.ReadDir(dir)
+	var names []string
+	for _, e := range left {
+		names = append(names, e.Name())
+	}
+	if got := strings.Join(names, " "); got != "ask.alive ask.far ask.listens ask.none sck.live" {
+		t.Errorf("left: %s", got)
+	}
+}
+
+func FuzzRequest(f *testing.F) {
+	f.Add("[Ask]\nPID=1211\nSocket=/run/systemd/ask-password//sck.48c6fd672d8a26e9\nAcceptCached=1\n")
+	f.Add("PID=-1\nSocket=\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		if _, socket := parseRequest(text); strings.Contains(socket, "/../") {
+			t.Fatalf("%q leads to %q", text, socket)
+		}
+	})
 }
 
 func TestNowhereToAsk(t *testing.T) {
