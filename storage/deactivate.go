@@ -66,7 +66,7 @@ func (f *flow) unpublish(force bool) (err error) {
 	}
 	defer func() { _ = root.Close() }()
 	if err := mounts.Unmount(home, flags); err != nil {
-		return fmt.Errorf("close home: %w", err)
+		return fmt.Errorf("close home: %w", f.inUse(err))
 	}
 	if f.view.Storage == "luks" && f.view.LUKS.OfflineDiscard {
 		if terr := mounts.Trim(root); terr != nil {
@@ -78,6 +78,20 @@ func (f *flow) unpublish(force bool) (err error) {
 		f.Log.Warn("cannot sync home", "error", serr)
 	}
 	return nil
+}
+
+// inUse says in the error who keeps the home busy.
+func (f *flow) inUse(err error) error {
+	if f.Users == nil || !fault.Is(err, fault.HomeBusy) {
+		return err
+	}
+	who, werr := f.Users(f.view.UID, f.view.GID, f.view.HomeDirectory)
+	if werr != nil {
+		f.Log.Warn("cannot tell who uses the home", "error", werr)
+	}
+	named := fault.Newf(fault.HomeBusy, "close home", "Home %s is currently being used by %s.", f.view.UserName, who)
+	named.Err = fmt.Errorf("in use by %s: %w", who, err)
+	return named
 }
 
 func openDirectory(path string) (*os.File, error) {

@@ -54,6 +54,9 @@ type Host struct {
 	// Keep saves a record where it outlives this process, and returns when it
 	// is durable. Nil: there is nobody to do it.
 	Keep func(*records.Record) error
+	// Users says who of the home's user keeps a directory in use, for a text;
+	// nil: that cannot be found out.
+	Users func(uid, gid uint32, dir string) (string, error)
 	// Keys are the keys whose signatures count; nil counts none.
 	Keys *records.Keys
 }

@@ -17,6 +17,7 @@ import (
 	"hearth/records"
 	"hearth/storage"
 	"hearth/storage/directory"
+	"hearth/storage/holders"
 	"hearth/storage/luks"
 	"hearth/storage/mounts"
 	"hearth/storage/subvolume"
@@ -30,6 +31,10 @@ var backends = map[string]storage.Backend{
 }
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == holders.Verb {
+		// Not root any more: a worker started it as the home's user.
+		os.Exit(holders.Child(os.Stdin, os.Stdout))
+	}
 	log := journal.New("homework")
 	slog.SetDefault(log)
 	if len(os.Args) != 2 || os.Args[1] == "" || os.Args[1][0] == '-' {
@@ -98,6 +103,9 @@ func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Up
 		HaveImageLock:         r.Params.HaveImageLock,
 		Keep:                  func(r *records.Record) error { return up.Keep(r.Compact()) },
 		Keys:                  keys,
+		Users: func(uid, gid uint32, dir string) (string, error) {
+			return holders.Who("/proc/self/exe", uid, gid, dir)
+		},
 	}, r.Verb, record, secrets, backends)
 	if err != nil {
 		return nil, err

@@ -35,6 +35,7 @@ var rules = []rule{
 	{"storage/loop", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
 	{"storage/keyring", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
 	{"storage/mounts", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
+	{"storage/holders", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
 	{"storage/fsops", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
 	{"storage/presence", []string{"storage/mounts"}, "presence looks from outside; the daemon links it, so it must not be able to open a home"},
 	{"storage", []string{"records", "storage/dm", "storage/loop", "storage/keyring", "storage/mounts", "storage/fsops", "storage/presence"}, "flows order steps; which backend does them is the worker's choice"},
