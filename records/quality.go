@@ -17,13 +17,15 @@ import (
 // turns a rule off. There is no dictionary: libpwquality looks for one under a
 // name that nothing installs, and then does without.
 type QualityPolicy struct {
-	DifOK     int // least edit distance to the old password
+	DifOK     int // least distance to the old password; 0: it only has to be another one
 	MinLength int // at least 6
 	// Per class of characters: below zero how many there must be, above zero
 	// how much they may shorten MinLength.
 	DigitCredit, UpperCredit, LowerCredit, OtherCredit int
 	MinClass, MaxRepeat, MaxClassRepeat, MaxSequence   int
 	UserCheck                                          bool
+	UserSubstring                                      int // length of the parts of the user name that may not occur; 0: the whole
+	BadWords                                           []string
 }
 
 // DefaultQuality is what holds where nobody configured anything.
@@ -39,13 +41,16 @@ func ParseQualityPolicy(text []byte) QualityPolicy {
 	settings := map[string]*int{
 		"difok": &p.DifOK, "minlen": &p.MinLength, "dcredit": &p.DigitCredit, "ucredit": &p.UpperCredit, "lcredit": &p.LowerCredit,
 		"ocredit": &p.OtherCredit, "minclass": &p.MinClass, "maxrepeat": &p.MaxRepeat, "maxclassrepeat": &p.MaxClassRepeat,
-		"maxsequence": &p.MaxSequence, "usercheck": &user,
+		"maxsequence": &p.MaxSequence, "usercheck": &user, "usersubstr": &p.UserSubstring,
 	}
 	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
 		line, _, _ := strings.Cut(lines.Text(), "#")
-		name, number, _ := strings.Cut(line, "=")
-		n, err := strconv.ParseInt(strings.TrimSpace(number), 10, 32)
-		if to := settings[strings.TrimSpace(name)]; to != nil && err == nil {
+		name, value, _ := strings.Cut(line, "=")
+		if name = strings.TrimSpace(name); name == "badwords" {
+			p.BadWords = strings.Fields(value)
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(value), 10, 32)
+		if to := settings[name]; to != nil && err == nil {
 			*to = int(n)
 		}
 	}
@@ -53,10 +58,6 @@ func ParseQualityPolicy(text []byte) QualityPolicy {
 	p.UserCheck = user != 0
 	return p
 }
-
-// PasswordQuality checks the passwords that are new in r by the default
-// policy: see QualityPolicy.Check.
-func PasswordQuality(r *Record, s *Secrets) error { return DefaultQuality().Check(r, s) }
 
 // Check checks those passwords of s that fit r's hashes against the policy and
 // against the other passwords of s, which count as old ones. Whether the record
@@ -67,33 +68,40 @@ func (q QualityPolicy) Check(r *Record, s *Secrets) error {
 	if err != nil {
 		return err
 	}
-	var fresh, old []*secret.Bytes
+	var fresh []*secret.Bytes
 	for _, p := range a.passwords {
-		fits := false
 		for _, h := range a.hashes {
-			if fits, err = a.cache.check(h, p); err != nil {
+			fits, err := a.cache.check(h, p)
+			if err != nil {
 				return err
-			} else if fits {
+			}
+			if fits {
+				fresh = append(fresh, p)
 				break
 			}
-		}
-		if fits {
-			fresh = append(fresh, p)
-		} else {
-			old = append(old, p)
 		}
 	}
+	return q.CheckNew(fresh, a.passwords, r.UserName())
+}
+
+// CheckNew checks new passwords against the policy and against known ones, of
+// which those that are among the new do not count. It computes no hash. Fault:
+// LowPasswordQuality, with the reason.
+func (q QualityPolicy) CheckNew(fresh, known []*secret.Bytes, user string) error {
+	var old []*secret.Bytes
+	for _, k := range known {
+		if !slices.ContainsFunc(fresh, k.Equal) {
+			old = append(old, k)
+		}
+	}
+	if len(old) == 0 {
+		old = []*secret.Bytes{nil}
+	}
 	for _, p := range fresh {
-		if len(old) == 0 {
-			err = q.refuse(p, nil, r.UserName())
-		}
 		for _, o := range old {
-			if err = q.refuse(p, o, r.UserName()); err != nil {
-				break
+			if err := q.refuse(p, o, user); err != nil {
+				return err
 			}
-		}
-		if err != nil {
-			return err
 		}
 	}
 	return nil
@@ -114,10 +122,6 @@ func (q QualityPolicy) refuse(p, old *secret.Bytes, user string) error {
 	return err
 }
 
-// maxCompared bounds what the edit distance costs; crypt(3) takes no longer
-// passwords.
-const maxCompared = 512
-
 // reason says why a password is refused, "" if it is not. old is nil where
 // there is none. The order of the rules decides which reason is given.
 func (q QualityPolicy) reason(p, old []byte, user string) string {
@@ -127,21 +131,23 @@ func (q QualityPolicy) reason(p, old []byte, user string) string {
 	if len(p) == 0 {
 		return "No password supplied"
 	}
+	if old != nil && bytes.Equal(p, old) {
+		return "The password is the same as the old one"
+	}
+	if q.DifOK == 0 {
+		old = nil
+	}
 	if old != nil {
 		switch {
-		case bytes.Equal(p, old):
-			return "The password is the same as the old one"
 		case bytes.Equal(folded, oldFolded):
 			return "The password differs with case changes only"
-		case q.DifOK > 1 && len(p) < 2*len(old) && len(old) <= maxCompared && editDistance(old, p) < q.DifOK:
+		case len(p) < 2*len(old) && len(old) <= maxPassword && distance(oldFolded, folded) < q.DifOK:
 			return "The password is too similar to the old one"
 		}
 	}
-	if why := q.counts(p); why != "" {
+	n := count(p)
+	if why := q.tooSimple(n, len(p)); why != "" {
 		return why
-	}
-	if isPalindrome(folded) {
-		return "The password is a palindrome"
 	}
 	if old != nil {
 		twice := slices.Concat(oldFolded, oldFolded)
@@ -151,21 +157,60 @@ func (q QualityPolicy) reason(p, old []byte, user string) string {
 			return "The password is just rotated old one"
 		}
 	}
-	if name := fold([]byte(user)); q.UserCheck && len(name) >= 4 {
-		forward := bytes.Contains(folded, name)
-		slices.Reverse(name)
-		if forward || bytes.Contains(folded, name) {
-			return "The password contains the user name in some form"
-		}
+	switch {
+	case n.classes() < q.MinClass:
+		return fmt.Sprintf("The password contains less than %d character classes", q.MinClass)
+	case isPalindrome(folded):
+		return "The password is a palindrome"
+	case q.MaxRepeat > 0 && n.same > q.MaxRepeat:
+		return fmt.Sprintf("The password contains more than %d same characters consecutively", q.MaxRepeat)
+	case q.MaxSequence > 0 && n.sequence > q.MaxSequence:
+		return fmt.Sprintf("The password contains monotonic sequence longer than %d characters", q.MaxSequence)
+	}
+	if q.UserCheck && q.containsUser(folded, fold([]byte(user))) {
+		return "The password contains the user name in some form"
+	}
+	if slices.ContainsFunc(q.BadWords, func(w string) bool { return len(w) >= minWord && contains(folded, fold([]byte(w))) }) {
+		return "The password contains forbidden words in some form"
 	}
 	return ""
 }
 
-// counts applies the rules that look at one password alone and count.
-func (q QualityPolicy) counts(p []byte) string {
-	var n [4]int
-	same, sameClass, up, down := 0, 0, 0, 0         // the longest runs
-	nowSame, nowClass, nowUp, nowDown := 0, 0, 0, 0 // the present ones
+// minWord: shorter words may occur by accident.
+const minWord = 4
+
+// contains reports whether a word occurs, forwards or backwards.
+func contains(p, word []byte) bool {
+	if bytes.Contains(p, word) {
+		return true
+	}
+	word = bytes.Clone(word)
+	slices.Reverse(word)
+	return bytes.Contains(p, word)
+}
+
+func (q QualityPolicy) containsUser(p, user []byte) bool {
+	if n := q.UserSubstring; n >= minWord && n < len(user) {
+		for i := range len(user) - n + 1 {
+			if contains(p, user[i:i+n]) {
+				return true
+			}
+		}
+		return false
+	}
+	return len(user) >= minWord && contains(p, user)
+}
+
+// counted is what a password is made of: how many of each class, the longest
+// run of one character, of one class, and of neighbours in the alphabet.
+type counted struct {
+	of                        [4]int
+	same, sameClass, sequence int
+}
+
+func count(p []byte) counted {
+	var n counted
+	same, sameClass, up, down := 0, 0, 0, 0 // the present runs
 	run := func(now, longest *int, on bool) {
 		if !on {
 			*now = 0
@@ -175,34 +220,39 @@ func (q QualityPolicy) counts(p []byte) string {
 	}
 	for i, c := range p {
 		k := class(c)
-		n[k]++
-		run(&nowSame, &same, i > 0 && c == p[i-1])
-		run(&nowClass, &sameClass, i > 0 && k == class(p[i-1]))
-		run(&nowUp, &up, i > 0 && int(c) == int(p[i-1])+1)
-		run(&nowDown, &down, i > 0 && int(c) == int(p[i-1])-1)
+		n.of[k]++
+		run(&same, &n.same, i > 0 && c == p[i-1])
+		run(&sameClass, &n.sameClass, i > 0 && k == class(p[i-1]))
+		run(&up, &n.sequence, i > 0 && int(c) == int(p[i-1])+1)
+		run(&down, &n.sequence, i > 0 && int(c) == int(p[i-1])-1)
 	}
-	least, classes := q.MinLength, 0
+	return n
+}
+
+func (n counted) classes() int {
+	some := 0
+	for _, k := range n.of {
+		some += min(k, 1)
+	}
+	return some
+}
+
+// tooSimple says why a password is refused by what it is made of, "" if it is
+// not. Characters with credit shorten what is asked for.
+func (q QualityPolicy) tooSimple(n counted, length int) string {
+	if q.MaxClassRepeat > 0 && n.sameClass > q.MaxClassRepeat {
+		return fmt.Sprintf("The password contains more than %d characters of the same class consecutively", q.MaxClassRepeat)
+	}
+	least := q.MinLength
 	for k, credit := range []int{q.DigitCredit, q.UpperCredit, q.LowerCredit, q.OtherCredit} {
-		if n[k] > 0 {
-			classes++
-		}
-		if credit < 0 && n[k] < -credit {
+		if credit < 0 && n.of[k] < -credit {
 			return fmt.Sprintf("The password contains less than %d %s", -credit,
 				[]string{"digits", "uppercase letters", "lowercase letters", "non-alphanumeric characters"}[k])
 		}
-		least -= max(0, min(n[k], credit))
+		least -= max(0, min(n.of[k], credit))
 	}
-	switch {
-	case len(p) < least:
-		return fmt.Sprintf("The password is shorter than %d characters", q.MinLength)
-	case classes < q.MinClass:
-		return fmt.Sprintf("The password contains less than %d character classes", q.MinClass)
-	case q.MaxRepeat > 0 && same > q.MaxRepeat:
-		return fmt.Sprintf("The password contains more than %d same characters consecutively", q.MaxRepeat)
-	case q.MaxClassRepeat > 0 && sameClass > q.MaxClassRepeat:
-		return fmt.Sprintf("The password contains more than %d characters of the same class consecutively", q.MaxClassRepeat)
-	case q.MaxSequence > 0 && max(up, down) > q.MaxSequence:
-		return fmt.Sprintf("The password contains monotonic sequence longer than %d characters", q.MaxSequence)
+	if length < least {
+		return fmt.Sprintf("The password is shorter than %d characters", least)
 	}
 	return ""
 }
@@ -240,8 +290,10 @@ func isPalindrome(p []byte) bool {
 	return true
 }
 
-// editDistance counts the bytes to insert, delete or replace.
-func editDistance(a, b []byte) int {
+// distance is how far the library finds two passwords apart. Unlike an edit
+// distance it costs nothing to insert what stands there already: from "abc" to
+// "abcc" it is 0.
+func distance(a, b []byte) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
@@ -250,12 +302,11 @@ func editDistance(a, b []byte) int {
 		diagonal := row[0]
 		row[0] = i + 1
 		for j := range b {
-			change := diagonal
+			least := min(diagonal, row[j], row[j+1])
 			if a[i] != b[j] {
-				change++
+				least++
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+			diagonal, row[j+1] = row[j+1], least
 		}
 	}
 	return row[len(b)]

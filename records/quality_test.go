@@ -1,6 +1,7 @@
 package records
 
 import (
+	"encoding/json"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -46,6 +47,31 @@ func TestQualityAgainstLibrary(t *testing.T) {
 	}
 }
 
+// TestQualityLikeLibrary: random passwords under random settings, with what
+// libpwquality 1.4 said of each. Its dictionary was off.
+func TestQualityLikeLibrary(t *testing.T) {
+	n, refused := 0, 0
+	for line := range strings.Lines(string(read(t, "testdata/pwquality.jsonl"))) {
+		var c struct{ Conf, New, Old, User, Says string }
+		if err := json.Unmarshal([]byte(line), &c); err != nil {
+			t.Fatal(err)
+		}
+		var old []byte
+		if c.Old != "" {
+			old = []byte(c.Old)
+		}
+		if got := ParseQualityPolicy([]byte(c.Conf)).reason([]byte(c.New), old, c.User); got != c.Says {
+			t.Errorf("%q: %q after %q by %s: %q, want %q", c.Conf, c.New, c.Old, c.User, got, c.Says)
+		}
+		if n++; c.Says != "" {
+			refused++
+		}
+	}
+	if n != 1000 || refused < 400 || n-refused < 200 {
+		t.Errorf("%d samples, %d refused", n, refused)
+	}
+}
+
 // TestQualityOrder: the transcript's samples that tell the order of the rules.
 // Their settings are not in it and chosen here such that each rule applies.
 func TestQualityOrder(t *testing.T) {
@@ -74,7 +100,7 @@ func TestQualityOrder(t *testing.T) {
 		{"ocredit=-1", "ABCDEFGH", "", "user", "The password contains less than 1 non-alphanumeric characters"},
 		{"dcredit=1", "abcde12", "", "u", ""},
 		{"dcredit=2", "abcd12", "", "u", ""},
-		{"dcredit=1", "abcd12", "", "u", "The password is shorter than 8 characters"},
+		{"dcredit=1", "abcd12", "", "u", "The password is shorter than 7 characters"},
 		{"dcredit=2", "abcdef", "", "u", "The password is shorter than 8 characters"},
 		{"minlen=1", "abcde", "", "u", "The password is shorter than 6 characters"},
 		{"minlen=x\nunknown=1", "abcdefg", "", "u", "The password is shorter than 8 characters"},
@@ -122,12 +148,12 @@ func TestPasswordQuality(t *testing.T) {
 		{"goodpw", "hello-there", nil, ""},
 	} {
 		r := mustParse(t, fmt.Appendf(nil, `{"userName":%q,"privileged":{"hashedPassword":[%q]}}`, c.user, hash(c.is)), HostFile)
-		err := PasswordQuality(r, secretsOf(t, c.offered...))
+		err := DefaultQuality().Check(r, secretsOf(t, c.offered...))
 		if c.want == "" && err != nil || c.want != "" && (!fault.Is(err, fault.LowPasswordQuality) || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s %v: %v, want %q", c.user, c.offered, err, c.want)
 		}
 	}
-	if err := PasswordQuality(host(t, "dirmin"), nil); err != nil {
+	if err := DefaultQuality().Check(host(t, "dirmin"), nil); err != nil {
 		t.Error(err)
 	}
 }

@@ -37,6 +37,7 @@ type Layout struct {
 	FallbackShell string // shell of a home that is not active
 	MachineID     string // file with the 32 hex digits
 	ConfigDirs    []string
+	PasswordRules string // pwquality.conf(5); what lies in this name with ".d" counts too
 }
 
 // DefaultLayout returns the paths of systemd-homed, which ours are, with the
@@ -56,6 +57,7 @@ func DefaultLayout(libDir string) Layout {
 		FallbackShell: filepath.Join(libDir, "homeshell"),
 		MachineID:     "/etc/machine-id",
 		ConfigDirs:    []string{"/etc/systemd", "/run/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd"},
+		PasswordRules: "/etc/security/pwquality.conf",
 	}
 }
 

@@ -152,10 +152,15 @@ func (m *Manager) withPasswords(r *records.Record, c *call) (*records.Record, er
 	if r, err = r.WithPasswords(s.Passwords, m.Rand); err != nil {
 		return nil, err
 	}
-	if len(s.Passwords) == 0 {
+	if len(s.Passwords) == 0 || !m.enforcesQuality(r) {
 		return r, nil
 	}
-	return r, m.goodPasswords(r, c.secrets)
+	all, err := records.ParseSecrets(c.secrets)
+	if err != nil {
+		return nil, err
+	}
+	defer all.Close()
+	return r, m.quality().CheckNew(s.Passwords, all.Passwords, r.UserName())
 }
 
 func (m *Manager) launchRekey(e *entry, s home.Start, c *call, next *records.Record) error {

@@ -2,6 +2,7 @@ package manager_test
 
 import (
 	"context"
+	"crypto/rand"
 	"os"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"hearth/homed/home"
 	"hearth/homed/manager"
 	"hearth/internal/fault"
+	"hearth/internal/secret"
 	"hearth/records"
 )
 
@@ -199,4 +201,48 @@ func TestChangeOfForeignRecords(t *testing.T) {
 	}
 	kind(t, "updating an unfixated home", d.update(bob, 0), fault.HomeUnfixated)
 	d.eventually("bob", "unfixated")
+}
+
+// TestCreateChecksThePassword: weak ones are refused by the rules of the
+// machine, unless the record turns that off, and leave nothing behind.
+func TestCreateChecksThePassword(t *testing.T) {
+	d := boot(t, t.TempDir())
+	hashed := func(name, password string, more ...any) *records.Record {
+		s, err := secret.Copy([]byte(password))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		hash, err := records.HashPassword(s, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := newRecord(t, name).Edit().SetPrivileged("hashedPassword", []string{hash})
+		for i := 0; i < len(more); i += 2 {
+			b = b.Set(more[i].(string), more[i+1])
+		}
+		r, err := b.Record()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	create := func(r *records.Record, password string) error {
+		_, err := d.Do(t.Context(), manager.Operation{Verb: home.Create, Record: r, Secrets: d.secrets(password)})
+		return err
+	}
+	weak := hashed("weak", "short")
+	kind(t, "a short password", create(weak, "short"), fault.LowPasswordQuality)
+	d.state("weak", "")
+	if list, _ := os.ReadDir(d.dir + "/home"); len(list) != 0 {
+		t.Errorf("a refused home left %v", list)
+	}
+	kind(t, "a short password without policy", create(hashed("weak", "short", "enforcePasswordPolicy", false), "short"), "")
+	kind(t, "a good password", create(hashed("ann", password), password), "")
+	if err := os.WriteFile(d.dir+"/pwquality.conf", []byte("minlen = 20\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	kind(t, "the same where the machine wants longer ones", create(hashed("bob", password), password), fault.LowPasswordQuality)
+	kind(t, "a new password where the machine wants longer ones", d.change("ann", "another one", password), fault.LowPasswordQuality)
+	kind(t, "a long new password", d.change("ann", "another one of twenty", password), "")
 }

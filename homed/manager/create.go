@@ -36,7 +36,7 @@ func (m *Manager) launchCreate(e *entry, s home.Start, c *call) error {
 // goodPasswords checks those of the secrets that are passwords of the record,
 // unless the record asks for no check. Fault: LowPasswordQuality.
 func (m *Manager) goodPasswords(r *records.Record, section *secret.Bytes) error {
-	if enforce := r.View(m.Machine).EnforcePasswordPolicy; enforce != nil && !*enforce {
+	if !m.enforcesQuality(r) {
 		return nil
 	}
 	s, err := records.ParseSecrets(section)
@@ -44,5 +44,17 @@ func (m *Manager) goodPasswords(r *records.Record, section *secret.Bytes) error 
 		return err
 	}
 	defer s.Close()
-	return records.PasswordQuality(r, s)
+	return m.quality().Check(r, s)
+}
+
+// enforcesQuality reports whether the record wants weak passwords refused, as
+// it does unless it says otherwise.
+func (m *Manager) enforcesQuality(r *records.Record) bool {
+	enforce := r.View(m.Machine).EnforcePasswordPolicy
+	return enforce == nil || *enforce
+}
+
+// quality is read each time: who edits the rules expects them to hold.
+func (m *Manager) quality() records.QualityPolicy {
+	return records.ParseQualityPolicy(m.Layout.ReadPasswordRules())
 }

@@ -277,6 +277,7 @@ func bootAs(t *testing.T, dir, machine string) *daemon {
 		Layout: config.Layout{
 			RecordDir: dir + "/records", KeyDirs: []string{dir + "/etc", dir + "/records"}, NewKeyDir: dir + "/records",
 			BlobDir: dir + "/blobs", RunDir: dir + "/run", HomeRoot: dir + "/home", Worker: self, FallbackShell: "/usr/lib/hearth/homeshell",
+			PasswordRules: dir + "/pwquality.conf",
 		},
 		Machine:      records.Machine{ID: machine, Hostname: "host"},
 		Log:          slog.New(slog.NewTextHandler(io.MultiWriter(d.logged, t.Output()), nil)),
