@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"hearth/homed/config"
 	"hearth/homed/home1"
 	"hearth/internal/fault"
 	"hearth/internal/secret"
@@ -91,11 +92,24 @@ func runCreate(c *command, ctx context.Context, args []string) error {
 		}
 	}
 
+	c.warnOfWeak(record, name, k)
 	client, err := c.bus(ctx)
 	if err != nil {
 		return err
 	}
 	return c.createHome(ctx, client, record, name, k)
+}
+
+// warnOfWeak says what the daemon will not say where the record turns its
+// checks off.
+func (c *command) warnOfWeak(record map[string]any, name string, k *keyring) {
+	if enforce, ok := record["enforcePasswordPolicy"].(bool); !ok || enforce {
+		return
+	}
+	rules := records.ParseQualityPolicy(config.DefaultLayout("").ReadPasswordRules())
+	if err := rules.CheckNew(k.passwords, nil, name); err != nil {
+		c.warn("Specified password does not pass quality checks (%s), proceeding anyway.", fault.Public(err))
+	}
 }
 
 // createHome sends the record, and asks for another password as long as the

@@ -9,6 +9,7 @@ import (
 	"hearth/internal/fault"
 	"hearth/internal/secret"
 	"hearth/records"
+	"hearth/records/quality"
 )
 
 // passwordLimit is the longest password read from a terminal or variable, in
@@ -121,7 +122,8 @@ func (c *command) askInto(k *keyring, what, prompt, user string) error {
 	return nil
 }
 
-// newPassword asks twice, at most four times over. $NEWPASSWORD answers instead.
+// newPassword asks twice, at most four times over, and says when the answer is
+// easy to guess. $NEWPASSWORD answers instead.
 func (c *command) newPassword(user string) (*secret.Bytes, error) {
 	p, err := steal("NEWPASSWORD")
 	if err != nil || p != nil {
@@ -140,6 +142,9 @@ func (c *command) newPassword(user string) (*secret.Bytes, error) {
 		same := first.Equal(second)
 		second.Close()
 		if same {
+			if advice := quality.Advice(first, user); advice != "" {
+				c.notice("%s", advice)
+			}
 			return first, nil
 		}
 		first.Close()
