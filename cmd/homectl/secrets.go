@@ -142,15 +142,21 @@ func (c *command) newPassword(user string) (*secret.Bytes, error) {
 		same := first.Equal(second)
 		second.Close()
 		if same {
-			if advice := quality.Advice(first, user); advice != "" {
-				c.notice("%s", advice)
-			}
+			c.adviseOn(first, user)
 			return first, nil
 		}
 		first.Close()
 		c.fail("Password didn't match, try again.")
 	}
 	return nil, usagef("Too many attempts, giving up.")
+}
+
+// adviseOn says when a new password is easy to guess. What is too weak, the
+// daemon refuses.
+func (c *command) adviseOn(p *secret.Bytes, user string) {
+	if advice := quality.Advice(p, user); advice != "" {
+		c.notice("%s", advice)
+	}
 }
 
 // blank reports whether a JSON text holds nothing.

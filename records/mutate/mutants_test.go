@@ -82,8 +82,8 @@ var mutants = []mutant{
 	{"status.go", "case c.RateCount < v.RateLimitBurst:\n\t\tc.RateCount++", "case c.RateCount <= v.RateLimitBurst:\n\t\tc.RateCount++"},
 	{"verdicts.go", "now > *v.NotAfterUSec", "now >= *v.NotAfterUSec"},
 	{"verdicts.go", "now < *v.NotBeforeUSec", "now <= *v.NotBeforeUSec"},
-	{"quality.go", "case len(p) < least:", "case len(p) <= least:"},
-	{"quality.go", "len(name) >= 4", "len(name) >= 5"},
+	{"quality.go", "if length < least {", "if length <= least {"},
+	{"quality.go", "return len(user) >= minWord &&", "return len(user) > minWord &&"},
 	// Bounds of fields.
 	{"fields.go", "modeUpTo(0o777), \"umask\"", "modeUpTo(0o1000), \"umask\""},
 	{"fields.go", "modeUpTo(0o7777), \"accessMode\"", "modeUpTo(0o10000), \"accessMode\""},
