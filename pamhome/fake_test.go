@@ -44,6 +44,11 @@ type login struct {
 	// stored or seen.
 	interlock bool
 	hadRefs   bool
+	applied   []frame.Apply
+	tty       string
+	passwd    map[string]frame.Passwd
+	sessions  *sessions
+	root      string
 }
 
 func newLogin(t *testing.T, user string) *login {
@@ -190,6 +195,23 @@ func (l *login) Drop(key string) frame.Code {
 	return frame.Success
 }
 
+func (l *login) Apply(a frame.Apply) (frame.Failed, frame.Code) {
+	l.applied = append(l.applied, a)
+	return 0, frame.Success
+}
+
+func (l *login) WriteTTY(p []byte) frame.Code {
+	l.tty += string(p)
+	return frame.Success
+}
+
+func (l *login) Lookup(name string) (frame.Passwd, frame.Code) {
+	if p, ok := l.passwd[name]; ok {
+		return p, frame.Success
+	}
+	return frame.Passwd{}, frame.UserUnknown
+}
+
 func (l *login) Log(priority int, line string) {
 	l.logs = append(l.logs, fmt.Sprintf("<%d>%s", priority, line))
 }
@@ -211,9 +233,11 @@ func (l *login) run(op string, flags uint32) frame.Code {
 	l.t.Helper()
 	phase := phases[op]
 	mark := l.data[keyHomeRecord+l.user].Kind == frame.Mark
+	whole := (op == "open" || op == "close") && (slices.Contains(l.args, "register") || slices.Contains(l.args, "settings"))
 	switch {
 	case op == "setcred":
 		return frame.Success
+	case whole:
 	case op == "close" && !l.hadRefs:
 		return frame.Success
 	case l.user == "root" || l.user == "nobody" || mark:
@@ -226,7 +250,7 @@ func (l *login) run(op string, flags uint32) frame.Code {
 	s := &frame.Start{
 		Phase: phase, Flags: flags, Args: l.args, User: &user, Service: l.item("service"), TTY: l.item("tty"),
 		Display: l.item("xdisplay"), RHost: l.item("rhost"), Conversation: true,
-		PAMEnv: slices.Clone(l.env), ProcEnv: l.hostEnv, PPID: l.ppid,
+		PAMEnv: slices.Clone(l.env), ProcEnv: l.hostEnv, PPID: l.ppid, Bounding: 1<<41 - 1, StdoutTerminal: true,
 	}
 	if op == "auth" || op == "chau" {
 		s.AuthTok, s.OldAuthTok = l.token(l.authTok), l.token(l.oldTok)
@@ -241,6 +265,8 @@ func (l *login) run(op string, flags uint32) frame.Code {
 			}
 			return l.bus, nil
 		},
+		DialLogins: func(context.Context) (Sessions, error) { return l.sessions, nil },
+		Root:       l.root,
 	})
 	if !l.interlock && (got == frame.Success && (op == "auth" || op == "acct") || got == frame.NewAuthTokReqd && op == "acct") {
 		l.t.Errorf("%s: %v without a reference", op, got)

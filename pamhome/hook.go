@@ -26,6 +26,9 @@ type Conversation interface {
 	StoreMark(key string) frame.Code
 	StoreFile(key string, f *os.File) frame.Code
 	Drop(key string) frame.Code
+	Apply(a frame.Apply) (frame.Failed, frame.Code)
+	WriteTTY(p []byte) frame.Code
+	Lookup(name string) (frame.Passwd, frame.Code)
 	Log(priority int, line string)
 }
 
@@ -48,6 +51,12 @@ type Hook struct {
 	// Dial connects to the service. It is called once at most, and only when
 	// what the PAM handle holds does not answer the question.
 	Dial func(ctx context.Context) (Homes, error)
+	// DialLogins connects to the login manager, at most once; Users asks the
+	// user database for the record of a name. Both serve the session half.
+	DialLogins func(ctx context.Context) (Sessions, error)
+	Users      func(ctx context.Context, name string) ([]byte, error)
+	// Root is put before every path of the machine that is read; "" is "/".
+	Root string
 	// MachineID and Hostname tell which parts of a record are about us.
 	MachineID, Hostname string
 	Now                 func() time.Time
@@ -87,6 +96,10 @@ type call struct {
 	// What the password agents answered so far, and until when they may.
 	asked    int
 	askUntil time.Time
+	current  string // PAM_USER as it is now
+	area     string // what this call has put into XDG_AREA
+
+	sessions Sessions
 }
 
 // Run carries the hook out and returns its result. It tells the person what
@@ -98,11 +111,15 @@ func Run(ctx context.Context, h Hook) frame.Code {
 		if c.homes != nil {
 			_ = c.homes.Close()
 		}
+		if c.sessions != nil {
+			_ = c.sessions.Close()
+		}
 	}()
 	if h.Start.User == nil || *h.Start.User == "" {
 		return frame.ServiceErr
 	}
 	c.raw = *h.Start.User
+	c.current = c.raw
 	switch h.Start.Phase {
 	case frame.Authenticate:
 		c.debug("authenticating")
@@ -113,10 +130,17 @@ func Run(ctx context.Context, h Hook) frame.Code {
 		return c.account(ctx)
 	case frame.OpenSession:
 		c.debug("starting session")
-		return c.open(ctx)
+		if code := c.open(ctx); code != frame.Success {
+			return code
+		}
+		return c.sessionHalf(ctx)
 	case frame.CloseSession:
 		c.debug("ending session")
-		return c.close(ctx)
+		code := c.closeSession(ctx)
+		if home := c.close(ctx); home != frame.Success {
+			return home
+		}
+		return code
 	case frame.ChangeToken:
 		c.debug("starting authentication token management")
 		return c.changeToken(ctx)

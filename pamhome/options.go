@@ -3,6 +3,8 @@ package pamhome
 import (
 	"slices"
 	"strings"
+
+	"hearth/pamhome/session"
 )
 
 // options are those of the module line, with SYSTEMD_HOME_SUSPEND below them.
@@ -12,13 +14,10 @@ type options struct {
 	// Which services have their password asked for by the password agents.
 	agentServices []string
 	agentsOff     bool
-}
 
-// Options of the session half. Every hook takes
-// them, so that one line can be copied through a stack.
-var elsewhere = []string{
-	"class=", "type=", "desktop=", "area=",
-	"default-capability-bounding-set=", "default-capability-ambient-set=",
+	// The session half: all of pam_systemd(8), or what needs no login manager.
+	register, settings bool
+	session            session.Options
 }
 
 // readOptions never fails a login: what cannot be read is logged and ignored.
@@ -30,7 +29,7 @@ func (c *call) readOptions() {
 	}
 	c.agentServices = slices.Clone(agentServices)
 	for _, arg := range c.Start.Args {
-		name, value, _ := strings.Cut(arg, "=")
+		_, value, _ := strings.Cut(arg, "=")
 		switch {
 		case strings.HasPrefix(arg, "suspend="):
 			if b, ok := parseBool(value); ok {
@@ -52,13 +51,38 @@ func (c *call) readOptions() {
 			} else {
 				c.agentServices = append(c.agentServices, strings.Split(value, ",")...)
 			}
-		case arg == "register", arg == "settings":
-			c.log(logWarning, "Parameter '%s' has no effect yet: keep pam_systemd in the stack.", arg)
-		case slices.Contains(elsewhere, name+"="):
+		case arg == "register":
+			c.register = true
+		case arg == "settings":
+			c.settings = true
+		case strings.HasPrefix(arg, "class="):
+			c.session.Class = value
+		case strings.HasPrefix(arg, "type="):
+			c.session.Type = value
+		case strings.HasPrefix(arg, "desktop="):
+			c.session.Desktop = value
+		case strings.HasPrefix(arg, "area="):
+			if value == "." || value == ".." || strings.ContainsRune(value, '/') || len(value) > 255 {
+				c.log(logWarning, "Area name is not valid, ignoring: %s", value)
+			} else {
+				c.session.Area = value
+			}
+		case strings.HasPrefix(arg, "default-capability-bounding-set="):
+			c.session.Bounding = c.capabilities(c.session.Bounding, value)
+		case strings.HasPrefix(arg, "default-capability-ambient-set="):
+			c.session.Ambient = c.capabilities(c.session.Ambient, value)
 		default:
 			c.log(logWarning, "Unknown parameter '%s', ignoring.", arg)
 		}
 	}
+}
+
+func (c *call) capabilities(before *session.Capabilities, value string) *session.Capabilities {
+	set, warnings := session.Option(before, value)
+	for _, w := range warnings {
+		c.log(logWarning, "%s", w)
+	}
+	return set
 }
 
 func (c *call) envSuspend(value string) {

@@ -35,6 +35,10 @@ type state struct {
 	Declined bool `json:"declined,omitempty"`
 	// Credentials: how many of the unit's password files were tried.
 	Credentials int `json:"credentials,omitempty"`
+	// SessionID is the session that this module registered, OSC the mark that
+	// it left on the terminal.
+	SessionID string `json:"sessionID,omitempty"`
+	OSC       string `json:"osc,omitempty"`
 }
 
 // unavailableFor is how long a service that was not there is not asked again.
@@ -122,6 +126,7 @@ func (c *call) user(ctx context.Context) (*user, frame.Code) {
 	}
 	if hasArea && c.Start.Phase != frame.ChangeToken {
 		c.putEnv("XDG_AREA=" + area)
+		c.area = area
 	}
 	return u, frame.Success
 }
@@ -172,7 +177,11 @@ func (c *call) rename(name string) frame.Code {
 	if c.Start.Phase == frame.Authenticate && c.Start.Service != nil && *c.Start.Service == "sshd" {
 		return frame.Success
 	}
-	return c.Conv.SetUser(name)
+	code := c.Conv.SetUser(name)
+	if code == frame.Success {
+		c.current = name
+	}
+	return code
 }
 
 // keep caches the record on the PAM handle, without the hashes, which nobody

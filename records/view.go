@@ -570,6 +570,10 @@ const (
 	firstForeign, lastFrgn = 2147352576, 2147418111
 )
 
+// DispositionOf says what kind of user a name and uid make where no record
+// says so.
+func DispositionOf(name string, uid uint32) string { return derivedDisposition(name, uid, true) }
+
 // derivedDisposition says what kind of user a uid makes.
 func derivedDisposition(name string, uid uint32, has bool) string {
 	switch {

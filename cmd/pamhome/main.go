@@ -17,6 +17,7 @@ import (
 	"hearth/homed/home1"
 	"hearth/pamhome"
 	"hearth/pamhome/frame"
+	"hearth/pamhome/login1"
 )
 
 const (
@@ -62,6 +63,16 @@ func run() int {
 				return nil, err
 			}
 			return c, nil
+		},
+		DialLogins: func(ctx context.Context) (pamhome.Sessions, error) {
+			c, err := login1.Dial(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return c, nil
+		},
+		Users: func(ctx context.Context, name string) ([]byte, error) {
+			return pamhome.UserRecord(ctx, pamhome.Multiplexer, name)
 		},
 	}
 	// Without an id no part of a record is about this machine alone.
