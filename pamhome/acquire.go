@@ -216,7 +216,9 @@ func (c *call) settle(ctx context.Context, before *user) (*user, frame.Code) {
 		if !ok {
 			value, ok = c.Start.HostEnv(e.name)
 		}
-		if ok && e.fallback != "" && value == e.fallback {
+		// A service manager before 258 gives no HOME where it is /.
+		unset := !ok && e.name == "HOME" && c.activated()
+		if unset || ok && e.fallback != "" && value == e.fallback {
 			c.putEnv(e.name + "=" + e.now)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -106,12 +107,16 @@ const (
 func TestAgentsAnswer(t *testing.T) {
 	l := unitLogin(t)
 	l.bus.script = []string{"BadPassword", "ok"}
+	l.bus.opened = `{"userName":"ann","disposition":"regular","uid":60400,"gid":60400,"homeDirectory":"/home/ann"}`
 	stop := l.agent("+wrong", "+right")
 	l.expect("acct", frame.Success)
 	l.expect("open", frame.Success)
 	l.questions(stop, firstQuestion, nextQuestion)
 	l.wants(1, `AcquireHome("ann", {"password":["wrong"]}`)
 	l.wants(1, `AcquireHome("ann", {"password":["right","wrong"]}`)
+	if !slices.Contains(l.env, "HOME=/home/ann") {
+		t.Errorf("environment %q", l.env)
+	}
 }
 
 // TestAgentsDecline: account and session are one question, however it ends.
