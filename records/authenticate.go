@@ -8,13 +8,25 @@ import (
 )
 
 // Authenticate checks what s offers against the hashes of the record. strict
-// says whether a record without any way to authenticate is refused; the
-// synthetic record of a home that was just discovered is not. c spares
+// says whether a record without any way to authenticate is refused. c spares
 // evaluating a hash twice; nil uses the one that s brings.
 //
 // Faults: BadPasswordAndNoToken where a token could have helped, BadPassword,
-// BadRecoveryKey where only a recovery key can help, HomeCantAuthenticate.
-func Authenticate(r *Record, s *Secrets, strict bool, c *HashCache) error {
+// BadRecoveryKey where only a recovery key can help, HomeCantAuthenticate,
+// BadSignature for a zero record.
+func Authenticate(v Verified, s *Secrets, strict bool, c *HashCache) error {
+	if err := v.vouched(); err != nil {
+		return err
+	}
+	return fit(v.record, s, strict, c)
+}
+
+// RefusedBy says what a copy of a record objects to in s, by the rules and
+// faults of a strict Authenticate. That it does not object lets nobody in:
+// nobody vouches for it.
+func RefusedBy(r *Record, s *Secrets, c *HashCache) error { return fit(r, s, true, c) }
+
+func fit(r *Record, s *Secrets, strict bool, c *HashCache) error {
 	const op = "authenticate"
 	a, err := newMatcher(r, s, c)
 	if err != nil {
@@ -112,9 +124,12 @@ func (a *matcher) recoveryKey(entry *value) (*secret.Bytes, error) {
 
 // plaintexts returns, borrowed, what fits each hash of the record in the
 // record's order.
-func plaintexts(r *Record, s *Secrets) ([]*secret.Bytes, error) {
+func plaintexts(v Verified, s *Secrets) ([]*secret.Bytes, error) {
 	const op = "match secrets with the record"
-	a, err := newMatcher(r, s, nil)
+	if err := v.vouched(); err != nil {
+		return nil, err
+	}
+	a, err := newMatcher(v.record, s, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -155,17 +170,18 @@ func plaintexts(r *Record, s *Secrets) ([]*secret.Bytes, error) {
 // RequirePlaintexts checks that for every password, recovery key and token of
 // the record what opens it is at hand: a home is made with a keyslot for each.
 // Faults: InvalidArgs for a record without password, KeyUnavailable when no
-// password is offered, BadPassword, BadRecoveryKey, BadPasswordAndNoToken.
-func RequirePlaintexts(r *Record, s *Secrets) error {
-	_, err := plaintexts(r, s)
+// password is offered, BadPassword, BadRecoveryKey, BadPasswordAndNoToken,
+// BadSignature for a zero record.
+func RequirePlaintexts(v Verified, s *Secrets) error {
+	_, err := plaintexts(v, s)
 	return err
 }
 
 // EffectivePassphrases returns the keyslot passphrases in the record's order:
 // the password of each hash, then the canonical spelling of each recovery
 // key. The caller closes them. Faults as for RequirePlaintexts.
-func (r *Record) EffectivePassphrases(s *Secrets) ([]*secret.Bytes, error) {
-	borrowed, err := plaintexts(r, s)
+func (v Verified) EffectivePassphrases(s *Secrets) ([]*secret.Bytes, error) {
+	borrowed, err := plaintexts(v, s)
 	if err != nil {
 		return nil, err
 	}

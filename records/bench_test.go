@@ -24,7 +24,7 @@ func benchRecords(b *testing.B) map[string][]byte {
 		if err != nil {
 			b.Fatal(err)
 		}
-		out[name] = signed.Pretty()
+		out[name] = signed.Record().Pretty()
 	}
 	return out
 }

@@ -2,8 +2,8 @@ package records
 
 // Group returns the record of the user's own group, compact: the group that
 // goes by the user's name and holds nobody else.
-func Group(r *Record, m Machine) []byte {
-	v := r.View(m)
+func Group(s Subject, m Machine) []byte {
+	r, v := s.Record(), s.View(m)
 	g := newObject(member{"groupName", newText(v.UserName)})
 	if v.Realm != "" {
 		g = g.with("realm", newText(v.Realm))

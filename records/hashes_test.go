@@ -227,17 +227,17 @@ func TestAuthenticate(t *testing.T) {
 		{"empty hash", with(`"hashedPassword":[""]`), []string{""}, false, fault.BadPassword},
 	} {
 		s := secretsOf(t, c.s...)
-		if err := Authenticate(c.r, s, c.strict, NewHashCache()); fault.KindOf(err) != c.want {
+		if err := Authenticate(vouched(c.r), s, c.strict, NewHashCache()); fault.KindOf(err) != c.want {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
 	}
-	if err := Authenticate(recov, nil, true, nil); !fault.Is(err, fault.BadPassword) {
+	if err := Authenticate(vouched(recov), nil, true, nil); !fault.Is(err, fault.BadPassword) {
 		t.Errorf("no secrets at all: %v", err)
 	}
 }
 
 func TestEachPairIsHashedOnce(t *testing.T) {
-	r := mustParse(t, []byte(`{"userName":"ann","privileged":{"hashedPassword":["$5$saltstring$5B8vYYiY.CVt1RlTTf8KbXBH3hsxY/GNooZaBBGWEc5"]}}`), HostFile)
+	r := vouched(mustParse(t, []byte(`{"userName":"ann","privileged":{"hashedPassword":["$5$saltstring$5B8vYYiY.CVt1RlTTf8KbXBH3hsxY/GNooZaBBGWEc5"]}}`), HostFile))
 	s := secretsOf(t, "no", "Hello world!")
 	c := NewHashCache()
 	for range 3 {
@@ -257,7 +257,7 @@ func TestEachPairIsHashedOnce(t *testing.T) {
 }
 
 func TestEffectivePassphrases(t *testing.T) {
-	recov := mustParse(t, read(t, fixtures, "records/recov/host.identity"), HostFile)
+	recov := vouched(mustParse(t, read(t, fixtures, "records/recov/host.identity"), HostFile))
 	key := strings.TrimSpace(string(read(t, fixtures, "records/recov/recovery-key.txt")))
 	s := secretsOf(t, strings.ToUpper(key), "fixture-password")
 	got, err := recov.EffectivePassphrases(s)
@@ -270,9 +270,9 @@ func TestEffectivePassphrases(t *testing.T) {
 		t.Errorf("%q, %v", plains(t, all), err)
 	}
 	secret.CloseAll(all)
-	none := mustParse(t, []byte(`{"userName":"ann"}`), HostFile)
+	none := vouched(mustParse(t, []byte(`{"userName":"ann"}`), HostFile))
 	for _, c := range []struct {
-		r    *Record
+		v    Verified
 		s    *Secrets
 		want fault.Kind
 	}{
@@ -282,7 +282,7 @@ func TestEffectivePassphrases(t *testing.T) {
 		{recov, nil, fault.KeyUnavailable},
 		{none, secretsOf(t, "x"), fault.InvalidArgs},
 	} {
-		if err := RequirePlaintexts(c.r, c.s); fault.KindOf(err) != c.want {
+		if err := RequirePlaintexts(c.v, c.s); fault.KindOf(err) != c.want {
 			t.Errorf("%v, want %s", err, c.want)
 		}
 	}

@@ -37,7 +37,7 @@ func (w Winner) String() string {
 // Reconciled is the record that counts, and what is to be done about the
 // copies in the home.
 type Reconciled struct {
-	Record *Record
+	Record Verified
 	// Header says who won against the copy in the LUKS2 header, Embedded who
 	// won in the end against the one in the home; blobs follow the latter.
 	Header, Embedded           Winner
@@ -46,12 +46,15 @@ type Reconciled struct {
 
 // Reconcile picks the record that counts from the host's, the LUKS2 header's
 // (nil for other storage) and the one in the home. Its result is bound as the
-// host's record is. Whoever calls verifies the signature of what won before
-// acting on it, and decides whether the operation writes copies at all.
+// host's record is, and vouched for: a copy that is newer has to be signed by a
+// key of k, one that is not newer only loses. A home that was just found has no
+// record of its own yet, so that any copy is newer. Whether the operation writes
+// copies at all is for the caller to decide.
 //
 // Faults: OtherUser when a copy belongs to someone else, StaleRecord when the
-// mode does not allow the winner, InvalidArgs for a copy with a binding.
-func Reconcile(host, header, embedded *Record, m Mode) (Reconciled, error) {
+// mode does not allow the winner, InvalidArgs for a copy with a binding,
+// BadSignature when nobody vouches for the winner.
+func (k *Keys) Reconcile(host Subject, header, embedded *Record, m Mode) (Reconciled, error) {
 	var out Reconciled
 	at := host
 	if header != nil {
@@ -62,7 +65,7 @@ func Reconcile(host, header, embedded *Record, m Mode) (Reconciled, error) {
 			mode = NewerOrEqual
 		}
 		var err error
-		if at, out.Header, err = reconcile(host, header, mode); err != nil {
+		if at, out.Header, err = k.reconcile(host, header, mode); err != nil {
 			return out, err
 		}
 		if out.Header == HostWon && m == Newer {
@@ -70,7 +73,7 @@ func Reconcile(host, header, embedded *Record, m Mode) (Reconciled, error) {
 		}
 	}
 	var err error
-	if out.Record, out.Embedded, err = reconcile(at, embedded, m); err != nil {
+	if out.Record, out.Embedded, err = k.reconcile(at, embedded, m); err != nil {
 		return out, err
 	}
 	extract := out.Record.Embedded()
@@ -79,29 +82,53 @@ func Reconcile(host, header, embedded *Record, m Mode) (Reconciled, error) {
 	return out, nil
 }
 
-func reconcile(host, embedded *Record, m Mode) (*Record, Winner, error) {
+// Judge refuses a copy of a record that would rule although nobody vouches for
+// it, before anything that it belongs to is trusted. Faults as for Reconcile.
+func (k *Keys) Judge(host Subject, copied *Record) error {
+	_, _, err := k.reconcile(host, copied, Any)
+	return err
+}
+
+func (k *Keys) reconcile(subject Subject, embedded *Record, m Mode) (Verified, Winner, error) {
 	const op = "reconcile user records"
+	host := subject.Record()
+	refuse := func(err *fault.Error) (Verified, Winner, error) { return Verified{}, 0, err }
 	if !host.SameUser(embedded) {
-		return nil, 0, &fault.Error{Kind: fault.OtherUser, Op: op, Text: "Embedded home record not compatible with host record, refusing.",
-			Err: errors.New("the records are of different users")}
+		return refuse(&fault.Error{Kind: fault.OtherUser, Op: op, Text: "Embedded home record not compatible with host record, refusing.",
+			Err: errors.New("the records are of different users")})
 	}
 	if embedded.doc.get("binding") != nil || embedded.doc.get("secret") != nil {
-		return nil, 0, fault.New(fault.InvalidArgs, op, errors.New("embedded record has a binding or secret section"))
+		return refuse(fault.New(fault.InvalidArgs, op, errors.New("embedded record has a binding or secret section")))
 	}
 	age := compareChange(host, embedded)
+	known, ok := subject.(Verified)
+	if !ok || known.vouched() != nil {
+		age = -1
+	}
 	switch {
 	case age > 0:
-		return host.WithoutSecret(), HostWon, nil
+		return known, HostWon, nil
 	case age == 0 && !host.SameContent(embedded):
-		return host.WithoutSecret(), HostWon, nil
+		return known, HostWon, nil
 	case age == 0 && m == Newer:
-		return nil, 0, fault.New(fault.StaleRecord, op, errors.New("the record in the home is as new as the one given"))
+		return refuse(fault.New(fault.StaleRecord, op, errors.New("the record in the home is as new as the one given")))
 	case age == 0:
-		return host.WithoutSecret(), Identical, nil
+		return known, Identical, nil
 	case m == NewerOrEqual:
-		return nil, 0, fault.New(fault.StaleRecord, op, errors.New("the record in the home is newer than the one given"))
+		return refuse(fault.New(fault.StaleRecord, op, errors.New("the record in the home is newer than the one given")))
 	}
 	// An update that is older than what the home has falls through to here
 	// as well: the home's record then counts, as with the real daemon.
-	return embedded.WithoutSecret().WithBindingOf(host).withSection("status", nil), EmbeddedWon, nil
+	//
+	// Copies are stored in normal form. Most signatures hold for the same lists
+	// in other orders too, in which they could mean something else.
+	stored := embedded.Embedded()
+	won, err := k.Vouch(&Record{normal(stored.doc, true)})
+	if err != nil {
+		won, err = k.Vouch(stored)
+	}
+	if err != nil {
+		return Verified{}, 0, err
+	}
+	return won.WithBindingOf(subject), EmbeddedWon, nil
 }

@@ -58,16 +58,17 @@ func (s *Signer) Close() {
 // PublicPEM returns the public key as it is stored and put into signatures.
 func (s *Signer) PublicPEM() []byte { return append([]byte(nil), s.public...) }
 
-// Sign returns the record with this one signature instead of those it had.
-func (s *Signer) Sign(r *Record) (*Record, error) {
+// Sign returns the record with this one signature instead of those it had. By
+// that this machine vouches for it: what it says is the caller's to have judged.
+func (s *Signer) Sign(r *Record) (Verified, error) {
 	if s.key == nil {
-		return nil, fault.New(fault.NoPrivateKey, "sign user record", errors.New("signer is closed"))
+		return Verified{}, fault.New(fault.NoPrivateKey, "sign user record", errors.New("signer is closed"))
 	}
 	sig := ed25519.Sign(s.key, r.signedBytes(true))
-	return r.withSection("signature", newArray([]*value{newObject(
+	return Verified{r.WithoutSecret().withSection("signature", newArray([]*value{newObject(
 		member{"data", newText(base64.StdEncoding.EncodeToString(sig))},
 		member{"key", newText(string(s.public))},
-	)})), nil
+	)})), SignedByUs}, nil
 }
 
 // GenerateKey makes a signing key: PKCS#8 and SubjectPublicKeyInfo PEM. The

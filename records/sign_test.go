@@ -133,7 +133,7 @@ func TestSigningReproduces(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := string(read(t, filepath.Dir(path), "host.identity"))
-		data := signed.doc.get("signature").list[0].get("data").str
+		data := signed.record.doc.get("signature").list[0].get("data").str
 		if !strings.Contains(want, data) {
 			t.Errorf("%s: another signature than the stored one", path)
 		}
@@ -152,8 +152,8 @@ func TestSignedRecordIsTheStoredFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	host := mustParse(t, read(t, fixtures, "records/canon/host.identity"), HostFile)
-	if !bytes.Equal(signed.Pretty(), host.Embedded().Pretty()) {
-		t.Errorf("got %s", signed.Pretty())
+	if !bytes.Equal(signed.Record().Pretty(), host.Embedded().Pretty()) {
+		t.Errorf("got %s", signed.Record().Pretty())
 	}
 }
 
@@ -180,10 +180,10 @@ func TestKeysRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v, err := k.Verify(signed); v != SignedByUs || err != nil {
+	if v, err := k.Verify(signed.Record()); v != SignedByUs || err != nil {
 		t.Errorf("%v, %v", v, err)
 	}
-	changed, err := signed.Edit().Set("realName", "Ann").Record()
+	changed, err := signed.Record().Edit().Set("realName", "Ann").Record()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +206,7 @@ func TestKeysRoundTrip(t *testing.T) {
 	}
 	s.Close()
 	s.Close()
-	if _, err := s.Sign(signed); !fault.Is(err, fault.NoPrivateKey) {
+	if _, err := s.Sign(changed); !fault.Is(err, fault.NoPrivateKey) {
 		t.Errorf("a closed signer signs: %v", err)
 	}
 	if _, err := NewSigner(public); err == nil {

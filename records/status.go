@@ -131,8 +131,7 @@ func (c Counters) Failed(now uint64) Counters {
 	return c
 }
 
-// Attempt counts an attempt to authenticate at the time now, in microseconds.
-// When too many were made ok is false and next says when the next may be made.
+// Attempt is the function of that name on counters that no record keeps.
 func (c Counters) Attempt(v View, now uint64) (after Counters, next uint64, ok bool) {
 	begin, interval := c.RateLimitBeginUSec, v.RateLimitIntervalUSec
 	switch {

@@ -1,11 +1,9 @@
 package records
 
 import (
-	"fmt"
 	"io"
 	"slices"
 
-	"hearth/internal/fault"
 	"hearth/internal/secret"
 )
 
@@ -199,18 +197,4 @@ func withoutEmpty(obj *value, key string, v *value) *value {
 		return obj.without(key)
 	}
 	return obj.set(key, v)
-}
-
-// AcceptUpdate says whether a record of that verdict may replace the one in
-// use, and whether it has to be signed here first. signedLocally says that the
-// one in use is signed by us alone. Faults: RecordSigned, BadSignature.
-func (v Verdict) AcceptUpdate(name string, signedLocally bool) (sign bool, err error) {
-	const op = "check signature of updated user record"
-	switch {
-	case v == Unsigned && !signedLocally:
-		return false, fault.Newf(fault.RecordSigned, op, "Home %s is signed and cannot be modified locally.", name)
-	case v == SignedByUs, v == SignedByUsToo, v == SignedByOther, v == Unsigned:
-		return v == Unsigned, nil
-	}
-	return false, fault.New(fault.BadSignature, op, fmt.Errorf("the record is %v", v))
 }

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"testing"
 
-	"hearth/internal/fault"
 	"hearth/internal/secret"
 )
 
@@ -161,23 +160,6 @@ func TestSelfModifiable(t *testing.T) {
 	}
 	if SelfModifiable(with(`{"userName":"ann","disposition":"system"}`), with(`{"userName":"ann","disposition":"system","realName":"x"}`), m) {
 		t.Error("a system user may change itself")
-	}
-}
-
-func TestAcceptUpdate(t *testing.T) {
-	for _, c := range []struct {
-		v     Verdict
-		local bool
-		sign  bool
-		want  fault.Kind
-	}{
-		{Unsigned, true, true, ""}, {Unsigned, false, false, fault.RecordSigned},
-		{SignedByUs, true, false, ""}, {SignedByUs, false, false, ""}, {SignedByUsToo, false, false, ""}, {SignedByOther, false, false, ""},
-		{Foreign, true, false, fault.BadSignature}, {Foreign, false, false, fault.BadSignature}, {Verdict(99), true, false, fault.BadSignature},
-	} {
-		if sign, err := c.v.AcceptUpdate("ann", c.local); sign != c.sign || fault.KindOf(err) != c.want {
-			t.Errorf("%v, ours: %v: %v, %v", c.v, c.local, sign, err)
-		}
 	}
 }
 

@@ -215,7 +215,7 @@ func TestGroups(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := Group(mustParse(t, read(t, filepath.Dir(path), "host.identity"), HostFile), m)
+		got := Group(vouched(mustParse(t, read(t, filepath.Dir(path), "host.identity"), HostFile)), m)
 		if string(got) != string(appendCompact(nil, want)) {
 			t.Errorf("%s: got %s", path, got)
 		}
@@ -427,15 +427,24 @@ func TestBuilder(t *testing.T) {
 }
 
 func TestReconcile(t *testing.T) {
+	ours, keys := signer(t, fixtures, "keys/local.private"), keyring(t, false)
 	rec := func(change int, location string, more string) *Record {
 		s := `{"userName":"ann","location":"` + location + `"`
 		if change > 0 {
 			s += fmt.Sprintf(`,"lastChangeUSec":%d`, change)
 		}
-		return mustParse(t, []byte(s+more+`}`), HostFile)
+		v, err := ours.Sign(mustParse(t, []byte(s+more+`}`), HostFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v.Record()
 	}
-	bound := func(change int, location string) *Record {
-		return rec(change, location, `,"binding":{"m":{"uid":60100}},"status":{"m":{"goodAuthenticationCounter":1}}`)
+	bound := func(change int, location string) Verified {
+		v, err := keys.Vouch(rec(change, location, `,"binding":{"m":{"uid":60100}},"status":{"m":{"goodAuthenticationCounter":1}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
 	}
 	const stale = fault.StaleRecord
 	type outcome struct {
@@ -443,8 +452,9 @@ func TestReconcile(t *testing.T) {
 		kind fault.Kind
 	}
 	for _, c := range []struct {
-		host, embedded *Record
-		want           [3]outcome // Any, NewerOrEqual, Newer
+		host     Verified
+		embedded *Record
+		want     [3]outcome // Any, NewerOrEqual, Newer
 	}{
 		{bound(2, "x"), rec(1, "y", ""), [3]outcome{{w: HostWon}, {w: HostWon}, {w: HostWon}}},
 		{bound(2, "x"), rec(0, "y", ""), [3]outcome{{w: HostWon}, {w: HostWon}, {w: HostWon}}},
@@ -455,19 +465,19 @@ func TestReconcile(t *testing.T) {
 		{bound(0, "x"), rec(2, "y", ""), [3]outcome{{w: EmbeddedWon}, {kind: stale}, {w: EmbeddedWon}}},
 	} {
 		for m, want := range c.want {
-			got, err := Reconcile(c.host, nil, c.embedded, Mode(m))
+			got, err := keys.Reconcile(c.host, nil, c.embedded, Mode(m))
 			if fault.KindOf(err) != want.kind || err == nil && got.Embedded != want.w {
-				t.Errorf("%s and %s, mode %d: %v, %v", c.host.Compact(), c.embedded.Compact(), m, got.Embedded, err)
+				t.Errorf("%s and %s, mode %d: %v, %v", c.host.Record().Compact(), c.embedded.Compact(), m, got.Embedded, err)
 				continue
 			}
 			if err != nil {
 				continue
 			}
-			if b, ok := got.Record.Binding("m"); !ok || b.UID != 60100 {
-				t.Errorf("the result is not bound: %s", got.Record.Compact())
+			if b, ok := got.Record.Record().Binding("m"); !ok || b.UID != 60100 {
+				t.Errorf("the result is not bound: %s", got.Record.Record().Compact())
 			}
-			if hasStatus := got.Record.doc.get("status") != nil; hasStatus != (want.w != EmbeddedWon) {
-				t.Errorf("status of %s", got.Record.Compact())
+			if hasStatus := got.Record.Counters("m").Good > 0; hasStatus != (want.w != EmbeddedWon) {
+				t.Errorf("status of %s", got.Record.Record().Compact())
 			}
 			if got.WriteHeader || got.WriteEmbedded != (want.w == HostWon) {
 				t.Errorf("mode %d, %v: write header %v, embedded %v", m, want.w, got.WriteHeader, got.WriteEmbedded)
@@ -494,23 +504,23 @@ func TestReconcile(t *testing.T) {
 		{"passwd on a stale host copy", 2, 2, 3, NewerOrEqual, 0, stale, false, false},
 	} {
 		copyOf := func(n int) *Record { return rec(n, fmt.Sprint(n), "") }
-		got, err := Reconcile(bound(c.host, fmt.Sprint(c.host)), copyOf(c.header), copyOf(c.embedded), c.m)
+		got, err := keys.Reconcile(bound(c.host, fmt.Sprint(c.host)), copyOf(c.header), copyOf(c.embedded), c.m)
 		if fault.KindOf(err) != c.kind {
 			t.Errorf("%s: %v", c.name, err)
 		}
-		if err == nil && (got.Record.LastChangeUSec() != uint64(c.winner) || got.WriteHeader != c.writeHeader || got.WriteEmbedded != c.writeEmbedded) {
-			t.Errorf("%s: %s wins, write header %v, embedded %v", c.name, got.Record.Compact(), got.WriteHeader, got.WriteEmbedded)
+		if err == nil && (got.Record.Record().LastChangeUSec() != uint64(c.winner) || got.WriteHeader != c.writeHeader || got.WriteEmbedded != c.writeEmbedded) {
+			t.Errorf("%s: %s wins, write header %v, embedded %v", c.name, got.Record.Record().Compact(), got.WriteHeader, got.WriteEmbedded)
 		}
 	}
 	other := mustParse(t, []byte(`{"userName":"bob"}`), EmbeddedFile)
-	if _, err := Reconcile(bound(1, "x"), nil, other, Any); !fault.Is(err, fault.OtherUser) {
+	if _, err := keys.Reconcile(bound(1, "x"), nil, other, Any); !fault.Is(err, fault.OtherUser) {
 		t.Errorf("%v", err)
 	}
-	if _, err := Reconcile(bound(1, "x"), nil, bound(1, "x"), Any); !fault.Is(err, fault.InvalidArgs) {
+	if _, err := keys.Reconcile(bound(1, "x"), nil, bound(1, "x").Record(), Any); !fault.Is(err, fault.InvalidArgs) {
 		t.Errorf("%v", err)
 	}
 	realm := mustParse(t, []byte(`{"userName":"ann","realm":"x"}`), EmbeddedFile)
-	if _, err := Reconcile(bound(1, "x"), nil, realm, Any); !fault.Is(err, fault.OtherUser) {
+	if _, err := keys.Reconcile(bound(1, "x"), nil, realm, Any); !fault.Is(err, fault.OtherUser) {
 		t.Errorf("%v", err)
 	}
 }

@@ -48,7 +48,7 @@ func (f *flow) activate(ctx context.Context) (out *records.Record, err error) {
 		}
 	}
 	if got.WriteEmbedded {
-		if err := writeIdentity(setup.Root, got.Record, f.view.UID, f.view.GID, f.Rand); err != nil {
+		if err := writeIdentity(setup.Root, got.Record.Record(), f.view.UID, f.view.GID, f.Rand); err != nil {
 			return nil, err
 		}
 	}
@@ -87,7 +87,7 @@ func (f *flow) openAbsent(ctx context.Context) (*Setup, error) {
 	}
 	if err != nil {
 		// A wrong password is told first, whatever else is wrong.
-		if aerr := records.Authenticate(f.record, f.secrets, false, f.hashes); aerr != nil {
+		if aerr := f.check(false); aerr != nil {
 			return nil, aerr
 		}
 		return nil, err

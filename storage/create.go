@@ -16,7 +16,11 @@ import (
 // create makes a new area and fills it. It becomes visible as the last step;
 // the home is left inactive.
 func (f *flow) create(ctx context.Context) (out *records.Record, err error) {
-	if err := records.RequirePlaintexts(f.record, f.secrets); err != nil {
+	record, err := f.verified()
+	if err != nil {
+		return nil, err
+	}
+	if err := records.RequirePlaintexts(record, f.secrets); err != nil {
 		return nil, err
 	}
 	state, err := testHome(&f.view)
@@ -33,7 +37,7 @@ func (f *flow) create(ctx context.Context) (out *records.Record, err error) {
 	if there {
 		return nil, fault.New(fault.FileExists, "create", fmt.Errorf("%s: %w", f.view.ImagePath, os.ErrExist))
 	}
-	passphrases, err := f.record.EffectivePassphrases(f.secrets)
+	passphrases, err := record.EffectivePassphrases(f.secrets)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +49,7 @@ func (f *flow) create(ctx context.Context) (out *records.Record, err error) {
 	defer func() { err = errors.Join(err, setup.Close(ctx)) }()
 
 	if keeper, ok := f.backend.(HeaderKeeper); ok {
-		if err := keeper.WriteHeader(ctx, setup, f.record.Embedded().Compact()); err != nil {
+		if err := keeper.WriteHeader(ctx, setup, record.Embedded().Compact()); err != nil {
 			return nil, fmt.Errorf("write header: %w", err)
 		}
 	}
@@ -53,14 +57,14 @@ func (f *flow) create(ctx context.Context) (out *records.Record, err error) {
 		return nil, err
 	}
 	f.Progress("populate", 0, 0)
-	if err := f.populate(ctx, setup); err != nil {
+	if err := f.populate(ctx, setup, record); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, fault.New(fault.Timeout, "create", err)
 	}
 	// The home directory enters the binding with the first activation.
-	bound := f.bind(f.record, setup, "")
+	bound := f.bind(record, setup, "")
 	if err := setup.Commit(ctx); err != nil {
 		return nil, fmt.Errorf("finish area: %w", err)
 	}
@@ -68,13 +72,13 @@ func (f *flow) create(ctx context.Context) (out *records.Record, err error) {
 }
 
 // populate fills a new home, storage.md 1.7.
-func (f *flow) populate(ctx context.Context, s *Setup) error {
+func (f *flow) populate(ctx context.Context, s *Setup, record records.Verified) error {
 	const op = "populate home"
 	v := &f.view
 	if err := fsops.CopySkeleton(ctx, v.SkeletonDirectory, s.Root, v.UID, v.GID); err != nil {
 		return SpaceFault(op, err)
 	}
-	if err := writeIdentity(s.Root, f.record, v.UID, v.GID, f.Rand); err != nil {
+	if err := writeIdentity(s.Root, record.Record(), v.UID, v.GID, f.Rand); err != nil {
 		return err
 	}
 	if err := fsops.ChownTree(ctx, s.Root, v.UID, v.GID); err != nil {

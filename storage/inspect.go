@@ -26,7 +26,7 @@ func (f *flow) inspect(ctx context.Context) (out *records.Record, err error) {
 func (f *flow) openAny(ctx context.Context) (*Setup, error) {
 	if err := f.lookAny(); err != nil {
 		// A wrong password is told first, whatever else is wrong.
-		if aerr := records.Authenticate(f.record, f.secrets, false, f.hashes); aerr != nil {
+		if aerr := f.check(false); aerr != nil {
 			return nil, aerr
 		}
 		return nil, err

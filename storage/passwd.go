@@ -43,7 +43,11 @@ func (s *Setup) endRekey(end func(*rekeyed) error) error {
 // old keyslots go. What a crash in between leaves is put right by the next
 // activation, see admit and embedded.
 func (f *flow) passwd(ctx context.Context) (out *records.Record, err error) {
-	fresh, err := f.record.EffectivePassphrases(f.secrets)
+	record, err := f.verified()
+	if err != nil {
+		return nil, err
+	}
+	fresh, err := record.EffectivePassphrases(f.secrets)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +169,7 @@ func (f *flow) writeCopies(ctx context.Context, s *Setup, got records.Reconciled
 	if !got.WriteEmbedded {
 		return nil
 	}
-	if err := writeIdentity(s.Root, got.Record, f.view.UID, f.view.GID, f.Rand); err != nil {
+	if err := writeIdentity(s.Root, got.Record.Record(), f.view.UID, f.view.GID, f.Rand); err != nil {
 		return err
 	}
 	return SpaceFault("sync home", mounts.SyncFS(s.Root))

@@ -42,6 +42,7 @@ type plain struct {
 	dir     string
 	left    *int // nil: no cut
 	unlocks []string
+	entered bool // whether anything behind the header was opened
 }
 
 func (p *plain) step() error {
@@ -83,6 +84,7 @@ func (p *plain) Open(_ context.Context, a Area, c *Credentials) (*Setup, error) 
 	}
 	var root *os.File
 	if err == nil {
+		p.entered = true
 		root, err = os.Open(p.dir)
 	}
 	if err != nil {
@@ -169,10 +171,16 @@ func (h *house) record(at uint64, passwords ...string) *records.Record {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	if r, err = h.signer.Sign(r); err != nil {
+	return h.sign(r)
+}
+
+func (h *house) sign(r *records.Record) *records.Record {
+	h.t.Helper()
+	v, err := h.signer.Sign(r)
+	if err != nil {
 		h.t.Fatal(err)
 	}
-	return r
+	return v.Record()
 }
 
 func newHouse(t *testing.T) *house {
@@ -229,12 +237,12 @@ func (h *house) instance(name string) *plain {
 func (h *house) run(p Backend, verb string, r *records.Record, keep func(*records.Record) error, passwords ...string) (*records.Record, error) {
 	h.t.Helper()
 	host := Host{Machine: records.Machine{ID: testMachine}, HomeRoot: h.dir, Keep: keep, Keys: h.keys}
-	return Run(h.t.Context(), host, verb, r, secrets(h.t, passwords...), map[string]Backend{"luks": p})
+	return Run(h.t.Context(), host, verb, h.keys.Subject(r, testMachine), secrets(h.t, passwords...), map[string]Backend{"luks": p})
 }
 
 func accepts(t *testing.T, r *records.Record, password string) bool {
 	t.Helper()
-	return records.Authenticate(r, secrets(t, password), true, nil) == nil
+	return records.RefusedBy(r, secrets(t, password), nil) == nil
 }
 
 func TestPasswd(t *testing.T) {
@@ -452,13 +460,10 @@ func TestUpdate(t *testing.T) {
 	p := h.instance("home-1")
 	named := func(at uint64) *records.Record {
 		r, err := h.old.WithoutSignature().Edit().Set("lastChangeUSec", at).Set("realName", "Ann").Record()
-		if err == nil {
-			r, err = h.signer.Sign(r)
-		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		return r
+		return h.sign(r)
 	}
 	if _, err := h.run(p, Update, named(2), nil, "wrong"); !fault.Is(err, fault.BadPassword) {
 		t.Errorf("a wrong password: %v", err)

@@ -57,7 +57,8 @@ type Host struct {
 	// Users says who of the home's user keeps a directory in use, for a text;
 	// nil: that cannot be found out.
 	Users func(uid, gid uint32, dir string) (string, error)
-	// Keys are the keys whose signatures count; nil counts none.
+	// Keys are the keys whose signatures count on copies of the record; nil
+	// counts none.
 	Keys *records.Keys
 }
 
@@ -65,7 +66,7 @@ type Host struct {
 type flow struct {
 	Host
 	verb    string
-	record  *records.Record
+	subject records.Subject // by the host's record
 	view    records.View
 	secrets *records.Secrets
 	hashes  *records.HashCache
@@ -82,15 +83,15 @@ type flow struct {
 // Run carries out one verb on one home and returns the record as the storage
 // now has it, with its binding; nil for verbs that end with the home closed or
 // gone, and for those that do not read it. It expects to be root in a mount namespace prepared by
-// mounts.EnterWorkNamespace. record carries no secret; s may be nil and is
-// borrowed.
+// mounts.EnterWorkNamespace. A home that was only found is opened by the
+// record in it, if one of h.Keys has signed that. s may be nil and is borrowed.
 //
 // Faults: those of Backend; BadPassword and its like from the records' own
 // check; HomeAbsent, HomeAlreadyActive, HomeNotActive, HomeLocked, HomeBusy,
-// FileExists, OtherUser, StaleRecord, Inconsistent; NotSupported for a verb or a kind of
+// FileExists, OtherUser, StaleRecord, BadSignature, Inconsistent; NotSupported for a verb or a kind of
 // storage that is not built.
-func Run(ctx context.Context, h Host, verb string, record *records.Record, s *records.Secrets, backends map[string]Backend) (*records.Record, error) {
-	f := &flow{Host: h, verb: verb, record: record.WithoutSecret(), secrets: s}
+func Run(ctx context.Context, h Host, verb string, subject records.Subject, s *records.Secrets, backends map[string]Backend) (*records.Record, error) {
+	f := &flow{Host: h, verb: verb, subject: subject, secrets: s}
 	if f.secrets == nil {
 		f.secrets = &records.Secrets{}
 	}
@@ -99,6 +100,9 @@ func Run(ctx context.Context, h Host, verb string, record *records.Record, s *re
 	}
 	if f.Rand == nil {
 		f.Rand = rand.Reader
+	}
+	if f.Keys == nil {
+		f.Keys = &records.Keys{}
 	}
 	if f.Progress == nil {
 		f.Progress = func(string, uint64, uint64) {}
@@ -119,22 +123,33 @@ func Run(ctx context.Context, h Host, verb string, record *records.Record, s *re
 		return nil, fault.Newf(fault.NotSupported, "start "+verb, "The operation %q is not built yet.", verb)
 	}
 	f.hashes = records.NewHashCache()
+	name := subject.Record().UserName()
 	if err := f.locate(backends); err != nil {
-		return nil, fault.For(record.UserName(), err)
+		return nil, fault.For(name, err)
 	}
 	out, err := run(ctx)
-	return out, fault.For(record.UserName(), err)
+	return out, fault.For(name, err)
+}
+
+// verified returns the host's record to a flow that cannot do without one.
+// Fault: BadSignature for a home that was only found.
+func (f *flow) verified() (records.Verified, error) {
+	v, ok := f.subject.(records.Verified)
+	if !ok {
+		return v, fault.New(fault.BadSignature, f.verb, errors.New("no key that counts has signed the host's record"))
+	}
+	return v, nil
 }
 
 // locate finds out where the home is and which backend it needs.
 func (f *flow) locate(backends map[string]Backend) error {
 	const op = "locate storage"
 	f.Machine.HomeRoot = f.HomeRoot
-	f.view = f.record.View(f.Machine)
+	f.view = f.subject.View(f.Machine)
 	if !f.view.HasUID {
 		return fault.Newf(fault.InvalidArgs, op, "The record names no UID for this machine.")
 	}
-	bound, _ := f.record.Binding(f.Machine.ID)
+	bound, _ := f.subject.Record().Binding(f.Machine.ID)
 	if f.view.Storage == "" {
 		// The choice is this machine's, so it goes into its binding; paths
 		// and discard defaults follow from there.
@@ -145,8 +160,8 @@ func (f *flow) locate(backends map[string]Backend) error {
 		if storage == "" {
 			storage = "luks"
 		}
-		f.record = f.record.WithBinding(f.Machine.ID, records.Binding{Storage: storage})
-		f.view = f.record.View(f.Machine)
+		f.subject = records.Bind(f.subject, f.Machine.ID, records.Binding{Storage: storage})
+		f.view = f.subject.View(f.Machine)
 	}
 	v := &f.view
 	f.backend = backends[v.Storage]
@@ -166,7 +181,7 @@ func (f *flow) locate(backends map[string]Backend) error {
 		v.FileSystemType = "btrfs"
 	}
 	f.area = Area{
-		View: *v, FullName: f.record.FullName(), Bound: bound, FileSystemTypeChosen: chosen,
+		View: *v, FullName: f.subject.Record().FullName(), Bound: bound, FileSystemTypeChosen: chosen,
 		HandLock: f.ImageLock, HaveLock: f.HaveImageLock,
 		Rand: f.Rand, Log: f.Log, Progress: f.Progress,
 	}
@@ -237,7 +252,8 @@ func imageThere(path string) (bool, error) {
 
 // An authentication checks the secrets against the host record on a goroutine
 // of its own: the password hash is as dear as the keyslot's derivation, which
-// may run beside it.
+// may run beside it. A home that was only found has no record to check against:
+// the one in it decides.
 type authentication struct {
 	done chan struct{}
 	err  error
@@ -247,9 +263,17 @@ func (f *flow) authenticate(strict bool) *authentication {
 	a := &authentication{done: make(chan struct{})}
 	go func() {
 		defer close(a.done)
-		a.err = records.Authenticate(f.record, f.secrets, strict, f.hashes)
+		a.err = f.check(strict)
 	}()
 	return a
+}
+
+func (f *flow) check(strict bool) error {
+	v, ok := f.subject.(records.Verified)
+	if !ok {
+		return nil
+	}
+	return records.Authenticate(v, f.secrets, strict, f.hashes)
 }
 
 func (a *authentication) wait() error {
@@ -263,39 +287,63 @@ func (f *flow) copyOf(text []byte, where string) (*records.Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read record in %s: %w", where, err)
 	}
-	if !r.SameUser(f.record) {
+	if !r.SameUser(f.subject.Record()) {
 		return nil, fault.New(fault.OtherUser, "read record in "+where,
 			fmt.Errorf("it is that of %s", r.FullName()))
 	}
 	return r, nil
 }
 
-// admit judges the header's record: it has to accept the secrets as the host
-// record does. The host record's verdict comes first, so that a wrong password
-// is told by the record that the user knows, and so that the hashes are not
-// touched from two sides.
+// admit judges the header's record, while nothing in the area has been looked
+// at but the header. One that claims to be newer than the host's has to be
+// signed by a key that counts. It has to accept the secrets as the host record
+// does. The host record's verdict comes first, so that a wrong password is told
+// by the record that the user knows, and so that the hashes are not touched
+// from two sides.
 //
 // A password change may have been cut off between header and host. So a host
 // record that rejects the secrets is overruled by a header's that is newer,
-// signed by a key that counts, and accepts them.
+// signed by a key that counts, and accepts them. That of a home which was only
+// found decides in the same way.
 func (f *flow) admit(text []byte) error {
 	hostErr := f.auth.wait()
 	if hostErr != nil && !rejected(hostErr) {
 		return hostErr
 	}
 	r, err := f.copyOf(text, "header")
-	if err == nil && (hostErr == nil || f.succeeds(r)) {
-		if err = records.Authenticate(r, f.secrets, true, f.hashes); err != nil {
-			err = fmt.Errorf("authenticate against record in header: %w", err)
-		} else {
-			f.header, f.overruled = r, hostErr != nil
-			return nil
-		}
+	if err == nil {
+		err = f.Keys.Judge(f.subject, r)
 	}
-	if hostErr != nil {
+	_, known := f.subject.(records.Verified)
+	switch {
+	case err != nil:
+	case hostErr == nil && known:
+		err = records.RefusedBy(r, f.secrets, f.hashes)
+	case hostErr == nil || r.LastChangeUSec() > f.subject.Record().LastChangeUSec():
+		err = f.grant(r)
+	default:
+		err = hostErr
+	}
+	switch {
+	case err == nil:
+		if f.header, f.overruled = r, hostErr != nil; f.overruled {
+			f.Log.Info("the header has a newer record than the host")
+		}
+		return nil
+	case hostErr != nil:
 		return hostErr
 	}
-	return err
+	return fmt.Errorf("judge record in header: %w", err)
+}
+
+// grant lets a copy of the record decide on the secrets alone: then it has to
+// be signed by a key that counts.
+func (f *flow) grant(r *records.Record) error {
+	v, err := f.Keys.Vouch(r)
+	if err != nil {
+		return err
+	}
+	return records.Authenticate(v, f.secrets, true, f.hashes)
 }
 
 // rejected tells a wrong password from other reasons to refuse.
@@ -307,24 +355,6 @@ func rejected(err error) bool {
 	return false
 }
 
-// succeeds reports whether r may take the host record's place.
-func (f *flow) succeeds(r *records.Record) bool {
-	if r.LastChangeUSec() <= f.record.LastChangeUSec() || !f.vouched(r) {
-		return false
-	}
-	f.Log.Info("the header has a newer record than the host")
-	return true
-}
-
-// vouched reports whether r is signed by a key that counts.
-func (f *flow) vouched(r *records.Record) bool {
-	if f.Keys == nil {
-		return false
-	}
-	verdict, err := f.Keys.Verify(r)
-	return err == nil && verdict != records.Unsigned && verdict != records.Foreign
-}
-
 // embedded parses the record in the home. It has to accept the secrets too,
 // unless it is older than a record that does and takes its place: a password
 // change may have been cut off before it was written. The record that a
@@ -334,17 +364,21 @@ func (f *flow) embedded(text []byte) (*records.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, ok := f.backend.(HeaderKeeper); !ok && f.verb == Passwd && !f.vouched(r) {
-		// Without keyslots this record is the only judge of the old password,
-		// in a file that whoever holds the user's session can rewrite.
-		return nil, fault.New(fault.BadSignature, "read record in "+identityName, errors.New("no key that counts has signed it"))
+	brought := f.verb == Passwd || f.verb == Update
+	refused := records.RefusedBy(r, f.secrets, f.hashes)
+	_, known := f.subject.(records.Verified)
+	if _, ok := f.backend.(HeaderKeeper); !ok && refused == nil && (brought || !known) {
+		// Without keyslots this record is the only judge of the password that
+		// was good so far, in a file that whoever holds the user's session can
+		// rewrite.
+		refused = f.grant(r)
 	}
-	if err := records.Authenticate(r, f.secrets, true, f.hashes); err != nil {
-		brought := f.verb == Passwd || f.verb == Update
-		newer := !brought && !f.overruled && f.record.LastChangeUSec() > r.LastChangeUSec() ||
+	if refused != nil {
+		host := f.subject.Record()
+		newer := !brought && !f.overruled && host.LastChangeUSec() > r.LastChangeUSec() ||
 			f.header != nil && f.header.LastChangeUSec() > r.LastChangeUSec()
-		if !newer || !rejected(err) {
-			return nil, fmt.Errorf("authenticate against record in %s: %w", identityName, err)
+		if !newer || !rejected(refused) {
+			return nil, fmt.Errorf("judge record in %s: %w", identityName, refused)
 		}
 		f.Log.Info("the record in the home is from before the last change of the password")
 	}
@@ -402,7 +436,7 @@ func (f *flow) reconcile(s *Setup, mode records.Mode) (records.Reconciled, error
 	} else if embedded, err = f.embedded(text); err != nil {
 		return records.Reconciled{}, err
 	}
-	got, err := records.Reconcile(f.record, f.header, embedded, mode)
+	got, err := f.Keys.Reconcile(f.subject, f.header, embedded, mode)
 	if err != nil {
 		return got, err
 	}
@@ -410,8 +444,8 @@ func (f *flow) reconcile(s *Setup, mode records.Mode) (records.Reconciled, error
 	return got, nil
 }
 
-// bind returns r with what was found out about the storage in its binding.
-func (f *flow) bind(r *records.Record, s *Setup, homeDirectory string) *records.Record {
+// bind returns v with what was found out about the storage in its binding.
+func (f *flow) bind(v records.Verified, s *Setup, homeDirectory string) *records.Record {
 	b := s.Found
 	b.Storage = f.view.Storage
 	if b.ImagePath == "" {
@@ -419,5 +453,5 @@ func (f *flow) bind(r *records.Record, s *Setup, homeDirectory string) *records.
 	}
 	b.HomeDirectory = homeDirectory
 	b.UID, b.GID, b.HasUID = f.view.UID, f.view.GID, true
-	return r.WithBinding(f.Machine.ID, b)
+	return records.Bind(v, f.Machine.ID, b).Record()
 }

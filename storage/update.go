@@ -11,6 +11,9 @@ import (
 // record have to accept the secrets. A power cut leaves the new record in some
 // of the copies, and the next activation takes it to the rest.
 func (f *flow) update(ctx context.Context) (out *records.Record, err error) {
+	if _, err := f.verified(); err != nil {
+		return nil, err
+	}
 	setup, err := f.openAny(ctx)
 	if err != nil {
 		return nil, err

@@ -92,6 +92,7 @@ func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Up
 			log.Warn("a public key does not count", "key", name, "error", err)
 		}
 	}
+	subject := keys.Subject(record, r.Params.Machine.ID)
 	out, err := storage.Run(ctx, storage.Host{
 		Machine:               r.Params.Machine,
 		HomeRoot:              r.Params.HomeRoot,
@@ -106,7 +107,7 @@ func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Up
 		Users: func(uid, gid uint32, dir string) (string, error) {
 			return holders.Who("/proc/self/exe", uid, gid, dir)
 		},
-	}, r.Verb, record, secrets, backends)
+	}, r.Verb, subject, secrets, backends)
 	if err != nil {
 		return nil, err
 	}

@@ -46,8 +46,13 @@ func start(t *testing.T, w *storagetest.World, verb, pw string) *worker.Process 
 	if err := os.Symlink(self, program); err != nil {
 		t.Fatal(err)
 	}
-	r := worker.Request{Verb: verb, Record: w.Record.Compact(), Params: worker.Params{
+	record, err := w.Sign(w.Record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := worker.Request{Verb: verb, Record: record.Record().Compact(), Params: worker.Params{
 		Machine: w.Host.Machine, HomeRoot: w.Root, HaveImageLock: w.Host.HaveImageLock,
+		Keys: map[string]string{records.LocalKey: string(w.Signer.PublicPEM())},
 	}}
 	if pw != "" {
 		p, err := secret.Copy([]byte(pw))

@@ -183,7 +183,7 @@ func (s *server) autoLogin(ctx context.Context) ([]autoLogin, error) {
 	out := []autoLogin{}
 	for i := range list {
 		h := &list[i]
-		if want := h.Record.Effective(s.o.Machine).Bool("autoLogin"); want != nil && *want && h.State != string(home.Absent) {
+		if h.Subject.View(s.o.Machine).Login.AutoLogin && h.State != string(home.Absent) {
 			out = append(out, autoLogin{h.Name, "seat0", dbus.ObjectPath(home1.HomePath(h.Name))})
 		}
 	}

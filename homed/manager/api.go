@@ -75,6 +75,8 @@ type Info struct {
 	// fallback shell and directory are in Record's status only.
 	RealName, HomeDirectory, Shell string
 	UID, GID                       uint32
+	// Subject is what grants by the record: Found while unfixated.
+	Subject records.Subject
 	// Record is augmented with the status of the moment, unmasked (Mask it for
 	// who asks) and without secret.
 	Record *records.Record

@@ -46,67 +46,63 @@ func (m *Manager) admitChange(op Operation) error {
 
 // signedElsewhere refuses to change a record that others vouch for.
 func (m *Manager) signedElsewhere(e *entry) error {
-	if e.signed != nil && *e.signed {
+	if ours := e.subject.SignedLocally(); ours != nil && *ours {
 		return nil
 	}
 	return fault.For(e.name, fault.New(fault.RecordSigned, "change record", nil))
 }
 
-func (m *Manager) sign(r *records.Record) (*records.Record, error) {
+func (m *Manager) sign(r *records.Record) (records.Verified, error) {
 	s, err := m.keys.signer()
 	if err != nil {
-		return nil, err
+		return records.Verified{}, err
 	}
 	return s.Sign(r)
 }
 
-// updated is what the home's record becomes by an update.
-func (m *Manager) updated(e *entry, r *records.Record) (*records.Record, *bool, error) {
+// updated is what the home's record becomes by an update. One that nobody
+// signed is signed here, if nobody but us has signed the one in use.
+func (m *Manager) updated(e *entry, r *records.Record) (records.Verified, error) {
 	const op = "update record"
+	refuse := func(err error) (records.Verified, error) { return records.Verified{}, err }
 	r = r.WithoutSecret()
-	if err := e.record.CheckUpdate(r); err != nil {
-		return nil, nil, err
+	known := e.subject.Record()
+	if err := known.CheckUpdate(r); err != nil {
+		return refuse(err)
 	}
-	if !sameSet(r.Aliases(), e.record.Aliases()) {
-		return nil, nil, fault.Newf(fault.RecordMismatch, op, "The aliases of a home cannot be changed.")
+	if !sameSet(r.Aliases(), known.Aliases()) {
+		return refuse(fault.Newf(fault.RecordMismatch, op, "The aliases of a home cannot be changed."))
 	}
-	verdict, err := m.keys.Verify(r)
-	if err != nil {
-		return nil, nil, err
-	}
-	if verdict == records.Foreign {
-		return nil, nil, fault.New(fault.KeyUnavailable, op, errors.New("it is signed by no known key"))
-	}
-	sign, err := verdict.AcceptUpdate(e.name, e.signed != nil && *e.signed)
-	if err != nil {
-		return nil, nil, err
-	}
-	if sign {
-		if r, err = m.sign(r); err != nil {
-			return nil, nil, err
+	v, err := m.keys.Vouch(r)
+	if errors.Is(err, records.ErrUnsigned) {
+		if err := m.signedElsewhere(e); err != nil {
+			return refuse(err)
 		}
-		verdict = records.SignedByUs
+		v, err = m.sign(r)
 	}
-	r = r.WithBindingOf(e.record).WithStatusOf(e.record)
-	if err := r.Suitable(m.Machine); err != nil {
-		return nil, nil, err
+	if err != nil {
+		return refuse(err)
 	}
-	return r, ours(verdict), nil
+	v = v.WithBindingOf(e.subject).WithStatusOf(e.subject)
+	if err := v.Record().Suitable(m.Machine); err != nil {
+		return refuse(err)
+	}
+	return v, nil
 }
 
 // launchUpdate starts the worker of an update, or does without one.
 func (m *Manager) launchUpdate(e *entry, s home.Start, c *call) error {
-	next, signed, err := m.updated(e, c.op.Record)
+	next, err := m.updated(e, c.op.Record)
 	if err != nil {
 		return err
 	}
 	if !s.Call.Offline {
 		return m.work(e, s, next, c.secrets)
 	}
-	old, oldSigned := e.record, e.signed
-	m.adopt(e, next, signed)
+	old := e.subject
+	m.adopt(e, next)
 	if err := m.save(e); err != nil {
-		m.adopt(e, old, oldSigned)
+		m.adopt(e, old)
 		return fault.New(fault.IOError, "update home", err)
 	}
 	m.step(e, home.Done{})
@@ -124,9 +120,9 @@ func (m *Manager) launchPasswd(e *entry, s home.Start, c *call) error {
 		return fault.Newf(fault.AccessDenied, op, "The password of this home may not be changed now.")
 	}
 	m.workers++
-	record := e.record
+	subject := e.subject
 	go func() {
-		next, err := m.withPasswords(record, c)
+		next, err := m.withPasswords(subject, c)
 		m.post(func() {
 			m.workers--
 			if err == nil {
@@ -140,19 +136,20 @@ func (m *Manager) launchPasswd(e *entry, s home.Start, c *call) error {
 	return nil
 }
 
-// withPasswords returns the record with the new passwords that were given.
-// Without any the old ones stay, and the keyslots are brought in line with the
-// record.
-func (m *Manager) withPasswords(r *records.Record, c *call) (*records.Record, error) {
+// withPasswords returns the subject's record with the new passwords that were
+// given. Without any the old ones stay, and the keyslots are brought in line
+// with the record.
+func (m *Manager) withPasswords(subject records.Subject, c *call) (*records.Record, error) {
 	s, err := records.ParseSecrets(c.fresh)
 	if err != nil {
 		return nil, err
 	}
 	defer s.Close()
-	if r, err = r.WithPasswords(s.Passwords, m.Rand); err != nil {
+	r, err := subject.Record().WithPasswords(s.Passwords, m.Rand)
+	if err != nil {
 		return nil, err
 	}
-	if len(s.Passwords) == 0 || !m.enforcesQuality(r) {
+	if len(s.Passwords) == 0 || !m.enforcesQuality(subject) {
 		return r, nil
 	}
 	all, err := records.ParseSecrets(c.secrets)
@@ -164,26 +161,27 @@ func (m *Manager) withPasswords(r *records.Record, c *call) (*records.Record, er
 }
 
 func (m *Manager) launchRekey(e *entry, s home.Start, c *call, next *records.Record) error {
-	next, err := next.WithStatusOf(e.record).Touched(m.now(), true)
+	next, err := next.WithStatusOf(e.subject.Record()).Touched(m.now(), true)
 	if err != nil {
 		return err
 	}
-	if next, err = m.sign(next); err != nil {
+	signed, err := m.sign(next)
+	if err != nil {
 		return err
 	}
-	return m.work(e, s, next, c.secrets)
+	return m.work(e, s, signed, c.secrets)
 }
 
 // keepEarly saves the record that a worker must not go on without. Where it
 // cannot, the record from before stays the home's: the next attempt to
 // authenticate would else save what the caller is told has failed.
 func (m *Manager) keepEarly(e *entry, s home.Start, k *worker.Keep) {
-	old, oldSigned := e.record, e.signed
-	r, signed, err := m.accept(e, k.Record)
+	old := e.subject
+	r, err := m.accept(e, k.Record)
 	if err == nil {
-		m.adopt(e, r, signed)
+		m.adopt(e, r)
 		if err = m.save(e); err != nil {
-			m.adopt(e, old, oldSigned)
+			m.adopt(e, old)
 		}
 	}
 	if err != nil {
@@ -195,12 +193,12 @@ func (m *Manager) keepEarly(e *entry, s home.Start, k *worker.Keep) {
 // judgeChange takes the record that an update or a password change left in the
 // home.
 func (m *Manager) judgeChange(e *entry, s home.Start, text []byte) home.Done {
-	r, signed, err := m.accept(e, text)
+	r, err := m.accept(e, text)
 	if err != nil {
 		m.logOf(e).Error("the changed record is not accepted", "HOME_VERB", string(s.Work), "error", err)
 		return home.Done{Err: err}
 	}
-	m.adopt(e, r, signed)
+	m.adopt(e, r)
 	m.succeeded(e)
 	return home.Done{}
 }

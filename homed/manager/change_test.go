@@ -77,7 +77,7 @@ func TestChangePassword(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.Close()
-		if err := records.Authenticate(after, s, true, nil); err != nil {
+		if err := records.RefusedBy(after, s, nil); err != nil {
 			t.Errorf("the record does not take the new password: %v", err)
 		}
 		if c := after.Counters(machineID); c.Good == 0 || c.Bad == 0 {

@@ -16,14 +16,14 @@ func (m *Manager) launchCreate(e *entry, s home.Start, c *call) error {
 	if c == nil || c.secrets == nil {
 		return fault.New(fault.KeyUnavailable, "create home", errors.New("no secret section"))
 	}
-	record := e.record
+	subject := e.subject
 	m.workers++
 	go func() {
-		err := m.goodPasswords(record, c.secrets)
+		err := m.goodPasswords(subject, c.secrets)
 		m.post(func() {
 			m.workers--
 			if err == nil {
-				err = m.work(e, s, e.record, c.secrets)
+				err = m.work(e, s, e.subject, c.secrets)
 			}
 			if err != nil {
 				m.notStarted(e, s, err)
@@ -35,8 +35,8 @@ func (m *Manager) launchCreate(e *entry, s home.Start, c *call) error {
 
 // goodPasswords checks those of the secrets that are passwords of the record,
 // unless the record asks for no check. Fault: LowPasswordQuality.
-func (m *Manager) goodPasswords(r *records.Record, section *secret.Bytes) error {
-	if !m.enforcesQuality(r) {
+func (m *Manager) goodPasswords(subject records.Subject, section *secret.Bytes) error {
+	if !m.enforcesQuality(subject) {
 		return nil
 	}
 	s, err := records.ParseSecrets(section)
@@ -44,13 +44,13 @@ func (m *Manager) goodPasswords(r *records.Record, section *secret.Bytes) error 
 		return err
 	}
 	defer s.Close()
-	return m.quality().Check(r, s)
+	return m.quality().Check(subject.Record(), s)
 }
 
 // enforcesQuality reports whether the record wants weak passwords refused, as
 // it does unless it says otherwise.
-func (m *Manager) enforcesQuality(r *records.Record) bool {
-	enforce := r.View(m.Machine).EnforcePasswordPolicy
+func (m *Manager) enforcesQuality(subject records.Subject) bool {
+	enforce := subject.View(m.Machine).EnforcePasswordPolicy
 	return enforce == nil || *enforce
 }
 

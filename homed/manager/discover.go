@@ -183,7 +183,7 @@ func (m *Manager) discover(ctx context.Context, path string) {
 		m.log.Warn("no UID for the image found", "HOME_USER", c.name, "path", path, "error", err)
 		return
 	}
-	b := records.NewBuilder(c.name).Set("disposition", "regular")
+	b := records.NewBuilder(c.name)
 	if c.realm != "" {
 		b = b.Set("realm", c.realm)
 	}
@@ -192,7 +192,7 @@ func (m *Manager) discover(ctx context.Context, path string) {
 		m.log.Warn("cannot make a record for the image found", "HOME_USER", c.name, "path", path, "error", err)
 		return
 	}
-	r = r.WithBinding(m.Machine.ID, records.Binding{
+	found := records.Bind(r.FoundAs(m.Machine.ID), m.Machine.ID, records.Binding{
 		Storage: c.storage, ImagePath: path, HomeDirectory: filepath.Join(m.Layout.HomeRoot, c.name),
 		UID: uid, GID: uid, HasUID: true,
 	})
@@ -200,7 +200,7 @@ func (m *Manager) discover(ctx context.Context, path string) {
 		if m.names[c.name] != nil || m.find(Key{UID: uid, ByUID: true}) != nil {
 			return
 		}
-		e := m.add(r, nil, home.Home{Stored: home.Unfixated})
+		e := m.add(found, home.Home{Stored: home.Unfixated})
 		m.logOf(e).Info("found a home without a record, it becomes usable with its first activation", "path", path, "storage", c.storage)
 		m.say(e)
 	})

@@ -16,12 +16,11 @@ import (
 
 // entry is one home. It belongs to the loop.
 type entry struct {
-	name   string
-	home   home.Home
-	record *records.Record
-	view   records.View
-	signed *bool // by us alone; nil while unfixated
-	saved  bool  // its record is on disk
+	name    string
+	home    home.Home
+	subject records.Subject // Found while unfixated, Verified from then on
+	view    records.View    // the subject's
+	saved   bool            // its record is on disk
 
 	announced, touched, gone bool
 	said                     home.State // the state last logged
@@ -43,25 +42,25 @@ type entry struct {
 
 func (m *Manager) logOf(e *entry) *slog.Logger { return m.log.With("HOME_USER", e.name) }
 
-// setRecord gives the entry a record whose signature was judged. A document
-// that differs from the last one is a change worth telling.
-func (m *Manager) setRecord(e *entry, r *records.Record) {
-	if e.record == nil || string(e.record.Compact()) != string(r.Compact()) {
+// adopt gives the entry a record. A document that differs from the last one is a
+// change worth telling.
+func (m *Manager) adopt(e *entry, s records.Subject) {
+	if e.subject == nil || string(e.subject.Record().Compact()) != string(s.Record().Compact()) {
 		m.touch(e)
 	}
-	m.storeRecord(e, r)
+	m.storeRecord(e, s)
 }
 
-// storeRecord is setRecord for what nobody is told of, counters above all.
-func (m *Manager) storeRecord(e *entry, r *records.Record) {
+// storeRecord is adopt for what nobody is told of, counters above all.
+func (m *Manager) storeRecord(e *entry, s records.Subject) {
 	for n, o := range m.names {
 		if o == e {
 			delete(m.names, n)
 		}
 	}
-	e.record = r
-	e.view = r.View(m.Machine)
-	for _, a := range r.Aliases() {
+	e.subject = s
+	e.view = s.View(m.Machine)
+	for _, a := range s.Record().Aliases() {
 		if m.names[a] == nil {
 			m.names[a] = e
 		}
@@ -70,10 +69,10 @@ func (m *Manager) storeRecord(e *entry, r *records.Record) {
 }
 
 // add takes a home into the set.
-func (m *Manager) add(r *records.Record, signed *bool, h home.Home) *entry {
-	e := &entry{name: r.UserName(), signed: signed, home: h}
+func (m *Manager) add(s records.Subject, h home.Home) *entry {
+	e := &entry{name: s.Record().UserName(), home: h}
 	m.homes[e.name] = e
-	m.setRecord(e, r)
+	m.adopt(e, s)
 	// The directory is there with the home, also while nothing is in it.
 	if err := os.MkdirAll(m.blobDir(e), 0o755); err != nil {
 		m.logOf(e).Warn("cannot make the directory for pictures", "error", err)

@@ -26,14 +26,14 @@ func alreadyLocked(name string) error {
 // them. Only images can be locked, so other homes' sessions go on.
 func (m *Manager) launchLock(e *entry, s home.Start) error {
 	if m.Freezer == nil || e.view.Storage != "luks" {
-		return m.work(e, s, e.record, nil)
+		return m.work(e, s, e.subject, nil)
 	}
 	log, uid := m.logOf(e), e.view.UID
 	m.workers++
 	go func() {
 		m.freeze(log, uid)
 		var err error
-		if aerr := m.ask(context.Background(), func() { err = m.work(e, s, e.record, nil) }); aerr != nil {
+		if aerr := m.ask(context.Background(), func() { err = m.work(e, s, e.subject, nil) }); aerr != nil {
 			err = aerr
 		}
 		if err != nil {

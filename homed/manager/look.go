@@ -59,14 +59,14 @@ func (s snapshot) info(m *Manager) Info {
 		RealName:      cmp.Or(v.RealName, v.UserName),
 		HomeDirectory: v.HomeDirectory, Shell: v.Shell,
 		UID: v.UID, GID: v.GID,
-		Signed: s.signed, Unfixated: s.state == home.Unfixated,
+		Subject: s.subject, Signed: s.subject.SignedLocally(), Unfixated: s.state == home.Unfixated,
 	}
 	live := records.LiveStatus{
 		State: string(s.state), Active: s.state.IsActive(),
-		FallbackShell: m.Layout.FallbackShell, SignedLocally: s.signed,
+		FallbackShell: m.Layout.FallbackShell, SignedLocally: s.subject.SignedLocally(),
 	}
 	measure(v, &live)
-	i.Record = s.record.Augment(m.Machine.ID, live)
+	i.Record = s.subject.Record().Augment(m.Machine.ID, live)
 	return i
 }
 

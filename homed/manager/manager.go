@@ -227,7 +227,7 @@ func (m *Manager) find(key Key) *entry {
 		return e
 	}
 	for _, e := range m.homes {
-		if e.record.Matches(key.Name) {
+		if e.subject.Record().Matches(key.Name) {
 			return e
 		}
 	}
@@ -254,7 +254,7 @@ func (m *Manager) Lookup(ctx context.Context, k Key) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	if s.record == nil {
+	if s.subject == nil {
 		return Info{}, noSuchHome(k)
 	}
 	return s.info(m), nil
@@ -281,12 +281,11 @@ func (m *Manager) now() uint64 { return uint64(m.Now().UnixMicro()) }
 
 // snapshot is what the loop knows of a home, for use outside of it.
 type snapshot struct {
-	record *records.Record
-	view   records.View
-	state  home.State
-	signed *bool
+	subject records.Subject
+	view    records.View
+	state   home.State
 }
 
 func (m *Manager) snapshot(e *entry) snapshot {
-	return snapshot{record: e.record, view: e.view, state: e.home.State(m.look(e)), signed: e.signed}
+	return snapshot{subject: e.subject, view: e.view, state: e.home.State(m.look(e))}
 }

@@ -529,10 +529,11 @@ func signed(t *testing.T, r *records.Record) *records.Record {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if r, err = s.Sign(r); err != nil {
+	v, err := s.Sign(r)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return r
+	return v.Record()
 }
 
 func TestRegisterUnregister(t *testing.T) {

@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -257,14 +258,14 @@ func (m *Manager) launch(e *entry, s home.Start) error {
 	case home.WorkLock:
 		return m.launchLock(e, s)
 	}
-	return m.work(e, s, e.record, secrets)
+	return m.work(e, s, e.subject, secrets)
 }
 
 // work starts the worker with a record, which need not be the home's yet.
-func (m *Manager) work(e *entry, s home.Start, record *records.Record, secrets *secret.Bytes) error {
+func (m *Manager) work(e *entry, s home.Start, subject records.Subject, secrets *secret.Bytes) error {
 	r := worker.Request{
 		Verb:         string(s.Work),
-		Record:       record.Compact(),
+		Record:       subject.Record().Compact(),
 		Secrets:      secrets,
 		SharedMounts: m.SharedMounts,
 		Params: worker.Params{
@@ -326,7 +327,7 @@ func (m *Manager) deliver(e *entry, s home.Start, ev worker.Event) {
 // attempt counts an attempt to authenticate. Fault: AuthenticationLimit.
 func (m *Manager) attempt(e *entry, w home.Work) error {
 	now := m.now()
-	after, next, ok := e.record.Counters(m.Machine.ID).Attempt(e.view, now)
+	after, next, ok := records.Attempt(e.subject, m.Machine, now)
 	if !ok {
 		return tooMany(string(w)+" home", now, next)
 	}
@@ -335,8 +336,8 @@ func (m *Manager) attempt(e *entry, w home.Work) error {
 }
 
 // count keeps counters, on disk too where the home has a record there.
-func (m *Manager) count(e *entry, c records.Counters) {
-	m.storeRecord(e, e.record.WithCounters(m.Machine.ID, c))
+func (m *Manager) count(e *entry, counted records.Subject) {
+	m.storeRecord(e, counted)
 	if !e.saved {
 		return
 	}
@@ -349,29 +350,29 @@ func (m *Manager) count(e *entry, c records.Counters) {
 // the record that came back.
 func (m *Manager) judge(e *entry, s home.Start, a worker.Answer) home.Done {
 	log := m.logOf(e).With("HOME_VERB", string(s.Work))
-	counters := e.record.Counters(m.Machine.ID)
+	if s.Work == home.WorkInspect && (a.Err == nil || fault.Is(a.Err, fault.BadSignature)) {
+		return m.judgeInspect(e, s, a)
+	}
 	if a.Err != nil {
 		log.Warn("operation failed", "error", a.Err)
 		switch fault.KindOf(a.Err) {
 		case fault.BadPassword, fault.BadPasswordAndNoToken, fault.BadRecoveryKey:
 			// Who makes a home does not log in.
 			if s.Work != home.WorkCreate {
-				m.count(e, counters.Failed(m.now()))
+				m.count(e, records.Count(e.subject, m.Machine.ID, e.subject.Counters(m.Machine.ID).Failed(m.now())))
 			}
 		}
 		return home.Done{Err: a.Err, Suspended: s.Work == home.WorkLock && m.suspended(log, e.name)}
 	}
 	switch s.Work {
-	case home.WorkInspect:
-		return m.judgeInspect(e, s, a.Record)
 	case home.WorkActivate:
 		if a.Record != nil {
-			r, signed, err := m.accept(e, a.Record)
+			r, err := m.accept(e, a.Record)
 			if err != nil {
 				log.Warn("the record found in the home is not accepted, detaching it again", "error", err)
 				return home.Done{Err: err, Undo: true}
 			}
-			m.adopt(e, r, signed)
+			m.adopt(e, r)
 		}
 		m.succeeded(e)
 	case home.WorkUpdate, home.WorkPasswd:
@@ -379,10 +380,10 @@ func (m *Manager) judge(e *entry, s home.Start, a worker.Answer) home.Done {
 	case home.WorkUnlock:
 		m.succeeded(e)
 	case home.WorkCreate:
-		if r, signed, err := m.accept(e, a.Record); err != nil {
+		if r, err := m.accept(e, a.Record); err != nil {
 			log.Error("the record of the new home is not accepted, keeping the one given", "error", err)
 		} else {
-			m.adopt(e, r, signed)
+			m.adopt(e, r)
 		}
 		if err := m.save(e); err != nil {
 			log.Error("cannot save the record", "error", err)
@@ -391,10 +392,15 @@ func (m *Manager) judge(e *entry, s home.Start, a worker.Answer) home.Done {
 	return home.Done{}
 }
 
-// judgeInspect takes the record that an inspection brought. For a home that
-// has none yet it is the first, and has to be in order.
-func (m *Manager) judgeInspect(e *entry, s home.Start, text []byte) home.Done {
-	r, signed, err := m.accept(e, text)
+// judgeInspect takes the record that an inspection brought, or a worker's word
+// that the one in the home is newer and nobody vouches for it: by then the
+// password was right. For a home that has none yet it is the first, and has to
+// be in order.
+func (m *Manager) judgeInspect(e *entry, s home.Start, a worker.Answer) home.Done {
+	r, err := records.Verified{}, a.Err
+	if err == nil {
+		r, err = m.accept(e, a.Record)
+	}
 	// An inspection of a home that has a record, or one that is only asked
 	// whether the password is right, succeeds whatever the record is worth.
 	unfixated := !e.saved
@@ -403,7 +409,7 @@ func (m *Manager) judgeInspect(e *entry, s home.Start, text []byte) home.Done {
 		if err != nil {
 			m.logOf(e).Warn("the record found in the home is not accepted, keeping ours", "error", err)
 		} else {
-			m.adopt(e, r, signed)
+			m.adopt(e, r)
 		}
 		m.succeeded(e)
 		return home.Done{}
@@ -413,9 +419,9 @@ func (m *Manager) judgeInspect(e *entry, s home.Start, text []byte) home.Done {
 	case err != nil:
 		return home.Done{Err: err}
 	}
-	m.adopt(e, r, signed)
+	m.adopt(e, r)
 	if s.Call.Verb == home.Fixate || s.Call.Verb == home.Authenticate {
-		m.storeRecord(e, e.record.WithCounters(m.Machine.ID, e.record.Counters(m.Machine.ID).Succeeded(m.now())))
+		m.storeRecord(e, m.afterSuccess(e))
 	}
 	if err := m.save(e); err != nil {
 		return home.Done{Err: fault.New(fault.IOError, "fixate home", err)}
@@ -426,52 +432,52 @@ func (m *Manager) judgeInspect(e *entry, s home.Start, text []byte) home.Done {
 
 // succeeded counts a right password.
 func (m *Manager) succeeded(e *entry) {
-	m.count(e, e.record.Counters(m.Machine.ID).Succeeded(m.now()))
+	m.count(e, m.afterSuccess(e))
+}
+
+func (m *Manager) afterSuccess(e *entry) records.Subject {
+	return records.Count(e.subject, m.Machine.ID, e.subject.Counters(m.Machine.ID).Succeeded(m.now()))
 }
 
 // accept checks a record that a worker found: whose it is, who signed it, and
 // that its ids are free. What the host knows beyond it, other machines'
 // bindings and the counters, is added. Faults: IOError without a record,
 // OtherUser, BadSignature, UIDInUse, and those of records.
-func (m *Manager) accept(e *entry, text []byte) (*records.Record, *bool, error) {
+func (m *Manager) accept(e *entry, text []byte) (records.Verified, error) {
 	const op = "accept record"
+	refuse := func(err error) (records.Verified, error) { return records.Verified{}, err }
 	if text == nil {
-		return nil, nil, fault.New(fault.IOError, op, errors.New("the worker brought none"))
+		return refuse(fault.New(fault.IOError, op, errors.New("the worker brought none")))
 	}
 	r, err := records.Parse(text, records.WorkerOutput)
 	if err != nil {
-		return nil, nil, err
+		return refuse(err)
 	}
-	if r.UserName() != e.name || r.Realm() != e.record.Realm() {
-		return nil, nil, fault.New(fault.OtherUser, op, fmt.Errorf("it is that of %s", r.FullName()))
+	known := e.subject.Record()
+	if r.UserName() != e.name || r.Realm() != known.Realm() {
+		return refuse(fault.New(fault.OtherUser, op, fmt.Errorf("it is that of %s", r.FullName())))
 	}
-	if e.saved && !sameSet(r.Aliases(), e.record.Aliases()) {
-		return nil, nil, fault.New(fault.OtherUser, op, errors.New("its aliases are others"))
+	if e.saved && !sameSet(r.Aliases(), known.Aliases()) {
+		return refuse(fault.New(fault.OtherUser, op, errors.New("its aliases are others")))
 	}
 	for _, a := range r.Aliases() {
 		if o := m.names[a]; o != nil && o != e {
-			return nil, nil, fault.New(fault.UserNameExists, op, fmt.Errorf("its alias %s is taken by %s", a, o.name))
+			return refuse(fault.New(fault.UserNameExists, op, fmt.Errorf("its alias %s is taken by %s", a, o.name)))
 		}
 	}
-	verdict, err := m.keys.Verify(r)
+	v, err := m.keys.Vouch(r)
 	if err != nil {
-		return nil, nil, err
+		return refuse(err)
 	}
-	switch verdict {
-	case records.Unsigned:
-		return nil, nil, fault.Newf(fault.BadSignature, op, "User record %s is not signed at all, refusing.", e.name)
-	case records.Foreign:
-		return nil, nil, fault.Newf(fault.BadSignature, op, "User record %s is not signed by any known key, refusing.", e.name)
+	bound, _ := r.Binding(m.Machine.ID)
+	v = records.Bind(v.WithBindingOf(e.subject), m.Machine.ID, bound).WithStatusOf(e.subject)
+	if err := v.Record().Suitable(m.Machine); err != nil {
+		return refuse(err)
 	}
-	found, _ := r.Binding(m.Machine.ID)
-	r = r.WithBindingOf(e.record).WithBinding(m.Machine.ID, found).WithStatusOf(e.record)
-	if err := r.Suitable(m.Machine); err != nil {
-		return nil, nil, err
+	if o := m.find(Key{UID: v.View(m.Machine).UID, ByUID: true}); o != nil && o != e {
+		return refuse(fault.New(fault.UIDInUse, op, fmt.Errorf("by %s", o.name)))
 	}
-	if o := m.find(Key{UID: r.View(m.Machine).UID, ByUID: true}); o != nil && o != e {
-		return nil, nil, fault.New(fault.UIDInUse, op, fmt.Errorf("by %s", o.name))
-	}
-	return r, ours(verdict), nil
+	return v, nil
 }
 
 func sameSet(a, b []string) bool {
@@ -481,19 +487,13 @@ func sameSet(a, b []string) bool {
 	return slices.Equal(slices.Compact(a), slices.Compact(b))
 }
 
-func (m *Manager) adopt(e *entry, r *records.Record, signed *bool) {
-	e.signed = signed
-	m.setRecord(e, r)
-}
-
 // introduce takes a new record: Register keeps it, Create makes its home.
 func (m *Manager) introduce(ctx context.Context, op Operation) (Result, error) {
 	if op.Record == nil {
 		return Result{}, fault.New(fault.InvalidArgs, string(op.Verb), errors.New("no record"))
 	}
-	r := op.Record.WithoutSecret()
-	name := r.UserName()
-	r, signed, err := m.vet(ctx, r)
+	name := op.Record.UserName()
+	v, err := m.vet(ctx, op.Record.WithoutSecret())
 	if err != nil {
 		return Result{}, fault.For(name, err)
 	}
@@ -509,11 +509,11 @@ func (m *Manager) introduce(ctx context.Context, op Operation) (Result, error) {
 			return
 		}
 		// What was free when it was vetted may be taken by now.
-		if err := m.conflict(r); err != nil {
+		if err := m.conflict(v.Record(), v.View(m.Machine)); err != nil {
 			c.finish(answer{err: fault.For(name, err)})
 			return
 		}
-		e := m.add(r, signed, home.Home{New: op.Verb == home.Create})
+		e := m.add(v, home.Home{New: op.Verb == home.Create})
 		if op.Verb == home.Create {
 			m.begin(e, c)
 			return
@@ -544,14 +544,14 @@ func namesOf(r *records.Record) []string {
 }
 
 // conflict reports, in the loop, a name or UID that another home has.
-func (m *Manager) conflict(r *records.Record) error {
+func (m *Manager) conflict(r *records.Record, v records.View) error {
 	const op = "check user record"
 	for _, n := range namesOf(r) {
 		if m.find(Key{Name: n}) != nil {
 			return fault.New(fault.UserNameExists, op, fmt.Errorf("%s is a home's", n))
 		}
 	}
-	if v := r.View(m.Machine); v.HasUID && m.find(Key{UID: v.UID, ByUID: true}) != nil {
+	if v.HasUID && m.find(Key{UID: v.UID, ByUID: true}) != nil {
 		return fault.New(fault.UIDInUse, op, fmt.Errorf("UID %d is a home's", v.UID))
 	}
 	return nil
@@ -561,76 +561,56 @@ func (m *Manager) conflict(r *records.Record) error {
 // a UID if it has none. It asks for accounts, so it runs outside of the loop.
 // Faults: InvalidArgs, UserNameExists, UIDInUse, BadSignature, BadAddress,
 // TooManyHomes, NoPrivateKey.
-func (m *Manager) vet(ctx context.Context, r *records.Record) (*records.Record, *bool, error) {
+func (m *Manager) vet(ctx context.Context, r *records.Record) (records.Verified, error) {
 	const op = "check user record"
+	refuse := func(err error) (records.Verified, error) { return records.Verified{}, err }
 	if err := r.Manageable(m.Machine); err != nil {
-		return nil, nil, err
+		return refuse(err)
 	}
 	var err error
-	names := func() {
-		for _, n := range namesOf(r) {
-			if m.find(Key{Name: n}) != nil {
-				err = fault.New(fault.UserNameExists, op, fmt.Errorf("%s is a home's", n))
-				return
-			}
-		}
-	}
-	if aerr := m.ask(ctx, names); aerr != nil {
-		return nil, nil, aerr
-	}
-	if err != nil {
-		return nil, nil, err
+	if aerr := m.ask(ctx, func() { err = m.conflict(r, records.View{}) }); aerr != nil || err != nil {
+		return refuse(cmp.Or(aerr, err))
 	}
 	for _, n := range namesOf(r) {
 		if m.accountExists(ctx, n) {
-			return nil, nil, fault.New(fault.UserNameExists, op, fmt.Errorf("%s is an account's", n))
+			return refuse(fault.New(fault.UserNameExists, op, fmt.Errorf("%s is an account's", n)))
 		}
 	}
-	var verdict records.Verdict
-	sign := func() {
-		if verdict, err = m.keys.Verify(r); err != nil || verdict != records.Unsigned {
-			return
+	var v records.Verified
+	if aerr := m.ask(ctx, func() {
+		if v, err = m.keys.Vouch(r); errors.Is(err, records.ErrUnsigned) {
+			v, err = m.sign(r)
 		}
-		var s *records.Signer
-		if s, err = m.keys.signer(); err != nil {
-			return
+	}); aerr != nil {
+		return refuse(aerr)
+	}
+	switch {
+	case fault.Is(err, fault.BadSignature):
+		return refuse(fault.Newf(fault.BadSignature, op, "Specified user record for %s is signed by a key we don't recognize, refusing.", r.UserName()))
+	case err != nil:
+		return refuse(err)
+	}
+	if view := v.View(m.Machine); view.HasUID {
+		if aerr := m.ask(ctx, func() { err = m.conflict(r, view) }); aerr != nil || err != nil {
+			return refuse(cmp.Or(aerr, err))
 		}
-		r, err = s.Sign(r)
-		verdict = records.SignedByUs
-	}
-	if aerr := m.ask(ctx, sign); aerr != nil {
-		return nil, nil, aerr
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	if verdict == records.Foreign {
-		return nil, nil, fault.Newf(fault.BadSignature, op, "Specified user record for %s is signed by a key we don't recognize, refusing.", r.UserName())
-	}
-	if v := r.View(m.Machine); v.HasUID {
-		if aerr := m.ask(ctx, func() { err = m.conflict(r) }); aerr != nil {
-			return nil, nil, aerr
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-		if m.accountExists(ctx, fmt.Sprint(v.UID)) {
-			return nil, nil, fault.New(fault.UIDInUse, op, fmt.Errorf("UID %d is an account's", v.UID))
+		if m.accountExists(ctx, fmt.Sprint(view.UID)) {
+			return refuse(fault.New(fault.UIDInUse, op, fmt.Errorf("UID %d is an account's", view.UID)))
 		}
 	} else {
-		uid, err := m.allocateUID(ctx, m.ownerOf(v), r.UserName())
+		uid, err := m.allocateUID(ctx, m.ownerOf(view), r.UserName())
 		if err != nil {
-			return nil, nil, err
+			return refuse(err)
 		}
-		r = r.WithBinding(m.Machine.ID, records.Binding{
+		v = records.Bind(v, m.Machine.ID, records.Binding{
 			BlobDirectory: m.Layout.BlobDir + "/" + r.UserName(),
 			UID:           uid, GID: uid, HasUID: true,
 		})
 	}
-	if err := r.Suitable(m.Machine); err != nil {
-		return nil, nil, err
+	if err := v.Record().Suitable(m.Machine); err != nil {
+		return refuse(err)
 	}
-	return r, ours(verdict), nil
+	return v, nil
 }
 
 // ownerOf returns who owns a directory that is there already, 0 otherwise: its

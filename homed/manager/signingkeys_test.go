@@ -36,11 +36,11 @@ func newOther(t *testing.T) *other {
 
 func (o *other) signs(r *records.Record) *records.Record {
 	o.t.Helper()
-	r, err := o.signer.Sign(r)
+	v, err := o.signer.Sign(r)
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	return r
+	return v.Record()
 }
 
 // TestKeysOfOthers: a key counts from the moment it is added, after a restart

@@ -61,36 +61,28 @@ func (m *Manager) loadRecord(name string) error {
 	if r.UserName() != name {
 		return fmt.Errorf("it is that of %q", r.UserName())
 	}
-	verdict, err := m.keys.Verify(r)
+	v, err := m.keys.Vouch(r)
 	if err != nil {
 		return err
-	}
-	if verdict == records.Unsigned || verdict == records.Foreign {
-		return fmt.Errorf("it is %s", verdict)
 	}
 	if err := r.Suitable(m.Machine); err != nil {
 		return err
 	}
-	if o := m.find(Key{UID: r.View(m.Machine).UID, ByUID: true}); o != nil {
+	if o := m.find(Key{UID: v.View(m.Machine).UID, ByUID: true}); o != nil {
 		return fmt.Errorf("its UID is that of %s", o.name)
 	}
-	e := m.add(r, ours(verdict), home.Home{})
+	e := m.add(v, home.Home{})
 	e.saved = true
 	if m.look(e) == home.SeenMounted && m.suspended(m.logOf(e), e.name) {
 		// Locked before a restart. To take it for active would hang.
 		e.home.Stored = home.Locked
 	}
-	m.logOf(e).Info("record is "+verdict.String()+", accepting it", "HOME_STATE", string(e.home.State(m.look(e))))
+	m.logOf(e).Info("record is "+v.Verdict().String()+", accepting it", "HOME_STATE", string(e.home.State(m.look(e))))
 	if m.look(e) == home.SeenMounted {
 		m.settle(e)
 		m.recoverReferences(e)
 	}
 	return nil
-}
-
-func ours(v records.Verdict) *bool {
-	b := v == records.SignedByUs
-	return &b
 }
 
 // save writes a home's record to disk. A home without accepted record has
@@ -102,7 +94,7 @@ func (m *Manager) save(e *entry) error {
 	if err := os.MkdirAll(m.Layout.RecordDir, 0o700); err != nil {
 		return fmt.Errorf("save record: %w", err)
 	}
-	if err := replaceFile(m.recordPath(e.name), e.record.Pretty(), 0o600); err != nil {
+	if err := replaceFile(m.recordPath(e.name), e.subject.Record().Pretty(), 0o600); err != nil {
 		return fmt.Errorf("save record: %w", err)
 	}
 	e.saved = true

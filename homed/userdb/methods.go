@@ -48,7 +48,7 @@ func (s *server) answer(ctx context.Context, uid uint32, r *request) []reply {
 		out = s.look(ctx, r, "gid", "groupName", func(h *manager.Info) []any {
 			return []any{struct {
 				Record json.RawMessage `json:"record"`
-			}{records.Group(h.Record, s.o.Machine)}}
+			}{records.Group(h.Subject, s.o.Machine)}}
 		})
 	case "io.systemd.UserDatabase.GetMemberships":
 		out = s.memberships(ctx, r)
@@ -297,7 +297,7 @@ func (s *server) memberships(ctx context.Context, r *request) []reply {
 	}
 	var out []any
 	if h != nil {
-		groups := h.Record.View(s.o.Machine).MemberOf
+		groups := h.Subject.View(s.o.Machine).MemberOf
 		switch {
 		case q.name == "":
 			for _, g := range groups {
@@ -315,7 +315,7 @@ func (s *server) memberships(ctx context.Context, r *request) []reply {
 	}
 	for i := range list {
 		h := &list[i]
-		groups := h.Record.View(s.o.Machine).MemberOf
+		groups := h.Subject.View(s.o.Machine).MemberOf
 		if q.name != "" {
 			if slices.Contains(groups, q.name) || h.Record.Matches(q.name) {
 				out = append(out, membership{h.Name, q.name})

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"log/slog"
 	"net"
@@ -68,6 +69,15 @@ func captures(t testing.TB) []capture {
 // them.
 func homes(t testing.TB, from []capture) shelf {
 	t.Helper()
+	private, _, err := records.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := records.NewSigner(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer signer.Close()
 	var out shelf
 	for _, c := range from {
 		if c.Case != "enum-more" {
@@ -90,7 +100,11 @@ func homes(t testing.TB, from []capture) shelf {
 			if !ok {
 				t.Fatal("a record without binding")
 			}
-			out = append(out, manager.Info{Name: rec.UserName(), UID: b.UID, GID: b.GID, Record: rec})
+			v, err := signer.Sign(rec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, manager.Info{Name: rec.UserName(), UID: b.UID, GID: b.GID, Record: rec, Subject: v})
 		}
 	}
 	if len(out) != 3 {
@@ -115,6 +129,43 @@ func plainly(t testing.TB, text []byte) any {
 		}
 	}
 	return v
+}
+
+// TestFoundHomesHaveNoGroups: what a record claims that nobody vouches for makes
+// nobody a member.
+func TestFoundHomesHaveNoGroups(t *testing.T) {
+	claims, err := records.Parse([]byte(`{"userName":"eve","memberOf":["wheel"],"binding":{"`+machine+`":{"uid":60100,"gid":60100}}}`), records.HostFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{o: Options{Manager: shelf{{Name: "eve", UID: 60100, GID: 60100, Record: claims, Subject: claims.FoundAs(machine)}}, Machine: records.Machine{ID: machine}}, service: "io.systemd.Home"}
+	for ask, want := range map[string]string{
+		`{"service":"io.systemd.Home"}`:                                      `[{"userName":"eve","groupName":"eve"}]`,
+		`{"service":"io.systemd.Home","userName":"eve"}`:                     `[{"userName":"eve","groupName":"eve"}]`,
+		`{"service":"io.systemd.Home","groupName":"wheel"}`:                  errNoRecord,
+		`{"service":"io.systemd.Home","userName":"eve","groupName":"wheel"}`: errNoRecord,
+	} {
+		r, err := parseRequest([]byte(`{"method":"io.systemd.UserDatabase.GetMemberships","parameters":` + ask + `,"more":true}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		var list []any
+		for _, a := range s.answer(t.Context(), 0, r) {
+			got = a.Error
+			list = append(list, a.Parameters)
+		}
+		if got == "" {
+			text, err := json.Marshal(list)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = string(text)
+		}
+		if got != want {
+			t.Errorf("%s: %s, want %s", ask, got, want)
+		}
+	}
 }
 
 // TestCapturesOfTheOriginal replays what systemd-homed 262 was asked and

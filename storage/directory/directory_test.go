@@ -199,26 +199,6 @@ func TestNoDirectory(t *testing.T) {
 func TestPassword(t *testing.T) {
 	testenv.Need(t, "root")
 	w := storagetest.New(t, storagetest.Kind{Storage: "directory", Backend: Backend{}})
-	private, public, err := records.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := records.NewSigner(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.Host.Keys = &records.Keys{}
-	if err := w.Host.Keys.Add(records.LocalKey, public); err != nil {
-		t.Fatal(err)
-	}
-	sign := func(r *records.Record) *records.Record {
-		r, err := signer.Sign(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r
-	}
-	w.Record = sign(w.Record)
 	w.Must(t, storage.Create, storagetest.Password)
 	w.Must(t, storage.Activate, storagetest.Password)
 	old := w.Record
@@ -235,7 +215,10 @@ func TestPassword(t *testing.T) {
 	change := func(from, to string) error {
 		s := &records.Secrets{Passwords: []*secret.Bytes{bytesOf(t, from), bytesOf(t, to)}}
 		defer s.Close()
-		fresh := sign(w.With(t, hashed(to)))
+		fresh, err := w.Signer.Sign(w.With(t, hashed(to)))
+		if err != nil {
+			t.Fatal(err)
+		}
 		out, err := storage.Run(t.Context(), w.Host, storage.Passwd, fresh, s, map[string]storage.Backend{"directory": Backend{}})
 		if err == nil {
 			w.Record = out
@@ -310,6 +293,7 @@ func TestFixtures(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.Record, w.User = record, record.UserName()
+			w.Trust(t, "theirs.public", fixture.File(t, release+"/local.public"))
 			w.Host.Machine.ID = strings.TrimSpace(string(fixture.File(t, release+"/machine-id")))
 			unpack := exec.Command("tar", "-x", "-p", "--numeric-owner", "-C", w.Root, "-f", fixture.Path(t, release+"/directory/"+set+".homedir.tar"))
 			if out, err := unpack.CombinedOutput(); err != nil {

@@ -85,6 +85,7 @@ func TestFixtures(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.Record, w.User = record, record.UserName()
+			w.Trust(t, "theirs.public", fixture.File(t, dir+"/local.public"))
 			w.Host.Machine.ID = strings.TrimSpace(string(fixture.File(t, filepath.Join(dir, "machine-id"))))
 			image := w.View().ImagePath
 			if err := fixture.Image(t, c.set).WriteFile(image); err != nil {

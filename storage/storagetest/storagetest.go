@@ -108,6 +108,9 @@ type World struct {
 	User   string
 	Host   storage.Host
 	Record *records.Record
+	// Signer is the machine's own key: what no other key of Host.Keys signed,
+	// Run signs by it.
+	Signer *records.Signer
 	// Log is what the flows said.
 	Log *bytes.Buffer
 
@@ -141,7 +144,17 @@ func New(t *testing.T, k Kind) *World {
 		Machine: Machine, HomeRoot: w.Root,
 		Log:       slog.New(slog.NewTextHandler(w.Log, nil)),
 		ImageLock: w.keepLock,
+		Keys:      &records.Keys{},
 	}
+	private, public, err := records.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.Signer, err = records.NewSigner(private); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Signer.Close)
+	w.Trust(t, records.LocalKey, public)
 	fields := map[string]any{
 		"userName": w.User, "uid": UID, "gid": UID, "disposition": "regular", "storage": k.Storage,
 		"skeletonDirectory": skeleton, "lastChangeUSec": 1000,
@@ -202,6 +215,23 @@ func (w *World) disk(t *testing.T, image string) {
 	if err := os.Remove(filepath.Join(w.Root, "lost+found")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
+}
+
+// Trust has a public key count.
+func (w *World) Trust(t testing.TB, name string, public []byte) {
+	t.Helper()
+	if err := w.Host.Keys.Add(name, public); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Sign returns a record signed by the machine's key, unless a key that counts
+// has signed it.
+func (w *World) Sign(r *records.Record) (records.Verified, error) {
+	if v, err := w.Host.Keys.Vouch(r); err == nil {
+		return v, nil
+	}
+	return w.Signer.Sign(r)
 }
 
 func parse(t testing.TB, fields map[string]any) *records.Record {
@@ -286,7 +316,11 @@ func (w *World) RunContext(ctx context.Context, verb, pw string) (*records.Recor
 		}
 		s.Passwords = append(s.Passwords, p)
 	}
-	out, err := storage.Run(ctx, w.Host, verb, w.Record, s, map[string]storage.Backend{w.Kind.Storage: w.Kind.Backend})
+	subject, err := w.Sign(w.Record)
+	if err != nil {
+		return nil, err
+	}
+	out, err := storage.Run(ctx, w.Host, verb, subject, s, map[string]storage.Backend{w.Kind.Storage: w.Kind.Backend})
 	if out != nil {
 		w.Record = out
 	}
