@@ -4,12 +4,14 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"math"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"hearth/internal/fault"
@@ -19,10 +21,17 @@ import (
 type field struct {
 	in   section
 	flex bool // null means "unset" instead of being a wrong type
-	test func(*value) bool
+	values
 }
 
-func (f field) valid(v *value) bool { return v != nil && f.test != nil && f.test(v) }
+// values are what a field may hold: the rule in words, and as a test.
+type values struct {
+	rule  string
+	holds func(*value) bool
+	each  func(*value) bool // of a list of objects: the rule for one of them
+}
+
+func (f field) valid(v *value) bool { return v != nil && f.holds != nil && f.holds(v) }
 
 const (
 	rM   = regular | perMachine
@@ -33,155 +42,181 @@ const (
 	rmBS = rmB | status
 )
 
-// fields has a row for every field of USER_RECORD; the value tests stand
-// below. What is not here is kept and ignored.
+// fields has a row for every field of USER_RECORD but those of the secret
+// section; the values stand below. What is not here is kept and ignored.
 var fields = map[string]field{}
 
+// tokenKey, tokenSalt and recoveryKey are the objects in the lists of what
+// unlocks a home.
+var (
+	tokenKey = objectOf("a token's key", entry{
+		"uri": must(tokenURI), "data": must(base64Text), "hashedPassword": must(anyText),
+		"padding": may(oneOf("pkcs1", "oaep-sha1", "oaep-sha256")),
+	})
+	tokenSalt = objectOf("a token's credential and salt", entry{
+		"credential": must(base64Text), "salt": must(base64Text), "hashedPassword": must(anyText),
+		"up": may(yesOrNo), "uv": may(yesOrNo), "clientPin": may(yesOrNo),
+	})
+	recoveryKey = objectOf("a recovery key's type and hash", entry{"type": must(anyText), "hashedPassword": must(anyText)})
+)
+
 func init() {
-	add := func(in section, flex bool, test func(*value) bool, names ...string) {
+	const flex = true
+	add := func(in section, flex bool, v values, names ...string) {
 		for _, n := range names {
-			fields[n] = field{in, flex, test}
+			fields[n] = field{in, flex, v}
 		}
 	}
 	// Identity.
-	add(regular, false, isRelaxedName, "userName")
-	add(regular, false, textWhere(validDNS), "realm")
-	add(rS, false, listOf(isRelaxedName), "aliases")
-	add(regular, false, textWhere(isID128), "uuid")
-	add(regular, false, isText, "realName")
-	add(regular, false, isStrict, "emailAddress")
-	add(rM, false, isStrict, "iconName")
-	add(rM, false, isText, "location")
-	add(regular, false, textWhere(isDate), "birthDate")
-	add(regular, false, oneOf("intrinsic", "system", "dynamic", "regular", "container", "foreign", "reserved"), "disposition")
-	add(rS, false, isStrict, "service")
-	add(regular, true, isU64, "lastChangeUSec", "lastPasswordChangeUSec")
-	add(rM, false, listOf(isStrict), "selfModifiableFields", "selfModifiableBlobs", "selfModifiablePrivileged")
+	add(regular, !flex, userName, "userName")
+	add(regular, !flex, textWhere("a DNS name", validDNS), "realm")
+	add(rS, !flex, listOf(userName), "aliases")
+	add(regular, !flex, id128, "uuid")
+	add(regular, !flex, anyText, "realName")
+	add(regular, !flex, strictText, "emailAddress")
+	add(rM, !flex, strictText, "iconName")
+	add(rM, !flex, anyText, "location")
+	add(regular, !flex, textWhere("a date like 1990-12-31", isDate), "birthDate")
+	add(regular, !flex, oneOf("intrinsic", "system", "dynamic", "regular", "container", "foreign", "reserved"), "disposition")
+	add(rS, !flex, strictText, "service")
+	add(regular, flex, number, "lastChangeUSec", "lastPasswordChangeUSec")
+	add(rM, !flex, listOf(strictText), "selfModifiableFields", "selfModifiableBlobs", "selfModifiablePrivileged")
 	// Login environment.
-	add(rM, false, textWhere(isShell), "shell")
-	add(status, false, textWhere(isShell), "fallbackShell")
-	add(rM, true, modeUpTo(0o777), "umask")
-	add(rM, false, isEnvironment, "environment")
-	add(rM, false, isStrict, "timeZone", "preferredSessionType", "preferredSessionLauncher")
-	add(rM, false, textWhere(isLocale), "preferredLanguage")
-	add(rM, false, listOf(textWhere(isLocale)), "additionalLanguages")
-	add(rM, true, isNice, "niceLevel")
-	add(rM, true, isLimits, "resourceLimits")
-	add(rM, false, listOf(isStrict), "capabilityBoundingSet", "capabilityAmbientSet")
-	add(rmS, false, textWhere(isFileName), "defaultArea")
-	add(rM, false, isBool, "autoLogin", "killProcesses", "dropCaches", "locked", "enforcePasswordPolicy", "passwordChangeNow",
+	add(rM, !flex, shellPath, "shell")
+	add(status, !flex, shellPath, "fallbackShell")
+	add(rM, flex, modeUpTo(0o777), "umask")
+	add(rM, !flex, environmentList, "environment")
+	add(rM, !flex, strictText, "timeZone", "preferredSessionType", "preferredSessionLauncher")
+	add(rM, !flex, locale, "preferredLanguage")
+	add(rM, !flex, listOf(locale), "additionalLanguages")
+	add(rM, flex, values{rule: "a number from -20 to 19", holds: isNice}, "niceLevel")
+	add(rM, flex, values{rule: "an object of RLIMIT_ names, each with just cur and max", holds: isLimits}, "resourceLimits")
+	add(rM, !flex, listOf(strictText), "capabilityBoundingSet", "capabilityAmbientSet")
+	add(rmS, !flex, textWhere("a file name", isFileName), "defaultArea")
+	add(rM, !flex, yesOrNo, "autoLogin", "killProcesses", "dropCaches", "locked", "enforcePasswordPolicy", "passwordChangeNow",
 		"mountNoDevices", "mountNoSuid", "mountNoExecute")
-	add(rM, true, isU64, "stopDelayUSec", "tmpLimit", "devShmLimit")
-	add(rM, true, isU32, "tmpLimitScale", "devShmLimitScale")
+	add(rM, flex, number, "stopDelayUSec", "tmpLimit", "devShmLimit")
+	add(rM, flex, values{rule: "an unsigned number of 32 bits", holds: isU32}, "tmpLimitScale", "devShmLimitScale")
 	// Account state.
-	add(rM, true, isU64, "notBeforeUSec", "notAfterUSec", "rateLimitIntervalUSec", "rateLimitBurst",
+	add(rM, flex, number, "notBeforeUSec", "notAfterUSec", "rateLimitIntervalUSec", "rateLimitBurst",
 		"passwordChangeMinUSec", "passwordChangeMaxUSec", "passwordChangeWarnUSec", "passwordChangeInactiveUSec")
 	// Authentication material.
-	add(rM, false, listOf(textWhere(isTokenURI)), "pkcs11TokenUri")
-	add(rM, false, listOf(textWhere(isBase64)), "fido2HmacCredential")
-	add(regular, false, listOf(isText), "recoveryKeyType")
-	add(privileged, false, isText, "passwordHint")
-	add(privileged, true, oneOrMore(isStrict), "hashedPassword")
-	add(privileged, true, oneOrMore(isText), "sshAuthorizedKeys")
-	add(privileged, false, listOf(entry{
-		"uri": must(textWhere(isTokenURI)), "data": must(textWhere(isBase64)), "hashedPassword": must(isText),
-		"padding": may(oneOf("pkcs1", "oaep-sha1", "oaep-sha256")),
-	}.test), "pkcs11EncryptedKey")
-	add(privileged, false, listOf(entry{
-		"credential": must(textWhere(isBase64)), "salt": must(textWhere(isBase64)), "hashedPassword": must(isText),
-		"up": may(isBool), "uv": may(isBool), "clientPin": may(isBool),
-	}.test), "fido2HmacSalt")
-	add(privileged, false, listOf(entry{"type": must(isText), "hashedPassword": must(isText)}.test), "recoveryKey")
+	add(rM, !flex, listOf(tokenURI), "pkcs11TokenUri")
+	add(rM, !flex, listOf(base64Text), "fido2HmacCredential")
+	add(regular, !flex, listOf(anyText), "recoveryKeyType")
+	add(privileged, !flex, anyText, "passwordHint")
+	add(privileged, flex, oneOrMore(strictText), "hashedPassword")
+	add(privileged, flex, oneOrMore(anyText), "sshAuthorizedKeys")
+	add(privileged, !flex, listOf(tokenKey), "pkcs11EncryptedKey")
+	add(privileged, !flex, listOf(tokenSalt), "fido2HmacSalt")
+	add(privileged, !flex, listOf(recoveryKey), "recoveryKey")
 	// Storage.
-	add(rmB, false, oneOf("classic", "luks", "directory", "subvolume", "fscrypt", "cifs"), "storage")
-	add(rmB, false, textWhere(isImagePath), "imagePath")
-	add(rB, false, textWhere(isHomePath), "homeDirectory")
-	add(status, false, textWhere(isHomePath), "fallbackHomeDirectory")
-	add(status, false, isBool, "useFallback", "removable")
-	add(status, true, isBool, "signedLocally")
-	add(rmB, false, isUID, "uid", "gid")
-	add(rM, false, listOf(isRelaxedName), "memberOf")
-	add(rM, false, textWhere(isPath), "skeletonDirectory")
-	add(rmS, true, modeUpTo(0o7777), "accessMode")
-	add(rmS, true, isU64, "diskSize")
-	add(rM, true, isU64, "diskSizeRelative")
-	add(rmBS, false, isStrict, "fileSystemType")
-	add(rmB, false, textWhere(isID128), "partitionUuid", "luksUuid", "fileSystemUuid")
-	add(rM, true, isBool, "luksDiscard", "luksOfflineDiscard")
-	add(rmB, false, isStrict, "luksCipher", "luksCipherMode")
-	add(rmB, true, isU64, "luksVolumeKeySize")
-	add(rM, false, isStrict, "luksPbkdfType", "luksPbkdfHashAlgorithm")
-	add(rM, true, isU64, "luksPbkdfForceIterations", "luksPbkdfTimeCostUSec", "luksPbkdfMemoryCost", "luksPbkdfParallelThreads", "luksSectorSize")
-	add(rM, false, isText, "luksExtraMountOptions", "cifsExtraMountOptions")
-	add(rM, true, isResizeMode, "autoResizeMode")
-	add(rM, true, isRebalance, "rebalanceWeight")
-	add(rM, false, isStrict, "cifsDomain", "cifsUserName", "cifsService")
-	add(rM, false, uintBetween(1, math.MaxUint64-1), "tasksMax", "memoryHigh", "memoryMax")
-	add(rM, false, uintBetween(1, 10000), "cpuWeight", "ioWeight")
-	add(rmB, false, textWhere(isPath), "blobDirectory")
-	add(rM, false, isManifest, "blobManifest")
+	add(rmB, !flex, oneOf("classic", "luks", "directory", "subvolume", "fscrypt", "cifs"), "storage")
+	add(rmB, !flex, textWhere("an absolute, normalised path other than /", isImagePath), "imagePath")
+	add(rB, !flex, homePath, "homeDirectory")
+	add(status, !flex, homePath, "fallbackHomeDirectory")
+	add(status, !flex, yesOrNo, "useFallback", "removable")
+	add(status, flex, yesOrNo, "signedLocally")
+	add(rmB, !flex, values{rule: "a number that can be a user's, but 65535 and 4294967295", holds: isUID}, "uid", "gid")
+	add(rM, !flex, listOf(userName), "memberOf")
+	add(rM, !flex, path, "skeletonDirectory")
+	add(rmS, flex, modeUpTo(0o7777), "accessMode")
+	add(rmS, flex, number, "diskSize")
+	add(rM, flex, number, "diskSizeRelative")
+	add(rmBS, !flex, strictText, "fileSystemType")
+	add(rmB, !flex, id128, "partitionUuid", "luksUuid", "fileSystemUuid")
+	add(rM, flex, yesOrNo, "luksDiscard", "luksOfflineDiscard")
+	add(rmB, !flex, strictText, "luksCipher", "luksCipherMode")
+	add(rmB, flex, number, "luksVolumeKeySize")
+	add(rM, !flex, strictText, "luksPbkdfType", "luksPbkdfHashAlgorithm")
+	add(rM, flex, number, "luksPbkdfForceIterations", "luksPbkdfTimeCostUSec", "luksPbkdfMemoryCost", "luksPbkdfParallelThreads", "luksSectorSize")
+	add(rM, !flex, anyText, "luksExtraMountOptions", "cifsExtraMountOptions")
+	add(rM, flex, values{rule: "off, grow, shrink-and-grow, true or false", holds: isResizeMode}, "autoResizeMode")
+	add(rM, flex, values{rule: "a number up to 10000, true or false", holds: isRebalance}, "rebalanceWeight")
+	add(rM, !flex, strictText, "cifsDomain", "cifsUserName", "cifsService")
+	add(rM, !flex, uintBetween(1, math.MaxUint64-1), "tasksMax", "memoryHigh", "memoryMax")
+	add(rM, !flex, uintBetween(1, 10000), "cpuWeight", "ioWeight")
+	add(rmB, !flex, path, "blobDirectory")
+	add(rM, !flex, values{rule: "an object of file names, each with a SHA-256 of 64 hex digits", holds: isManifest}, "blobManifest")
 	// Status.
-	add(status, true, isU64, "diskUsage", "diskFree", "diskCeiling", "diskFloor", "goodAuthenticationCounter", "badAuthenticationCounter",
+	add(status, flex, number, "diskUsage", "diskFree", "diskCeiling", "diskFloor", "goodAuthenticationCounter", "badAuthenticationCounter",
 		"lastGoodAuthenticationUSec", "lastBadAuthenticationUSec", "rateLimitBeginUSec", "rateLimitCount")
-	add(status, false, isStrict, "state")
+	add(status, !flex, strictText, "state")
 	// The conditions of perMachine entries are read by matches, which
 	// forgives what it does not understand.
-	add(perMachine, false, func(*value) bool { return true }, "matchMachineId", "matchNotMachineId", "matchHostname", "matchNotHostname")
+	add(perMachine, !flex, values{rule: "anything", holds: func(*value) bool { return true }},
+		"matchMachineId", "matchNotMachineId", "matchHostname", "matchNotHostname")
 }
 
-// Value tests and conversions.
+// The values that several fields have in common.
+var (
+	anyText         = values{rule: "a string", holds: func(v *value) bool { return v.kind == text }}
+	strictText      = values{rule: "a string without control characters, quotes and backslashes", holds: isStrict}
+	yesOrNo         = values{rule: "true or false", holds: func(v *value) bool { return v.kind == boolean }}
+	number          = values{rule: "an unsigned number", holds: isU64}
+	userName        = textWhere("a user name", RelaxedName)
+	id128           = textWhere("a UUID", isID128)
+	path            = textWhere("an absolute, normalised path", isPath)
+	homePath        = textWhere("an absolute, normalised path that /etc/passwd can hold", isHomePath)
+	shellPath       = textWhere("an absolute, normalised path of a program that /etc/passwd can hold", isShell)
+	locale          = textWhere("a locale", isLocale)
+	tokenURI        = textWhere("a pkcs11: URI", isTokenURI)
+	base64Text      = textWhere("base64", isBase64)
+	environmentList = values{rule: "a list of at most 16384 assignments NAME=VALUE", holds: isEnvironment}
+)
 
-func isText(v *value) bool { return v.kind == text }
-func isBool(v *value) bool { return v.kind == boolean }
+// Value tests and conversions.
 
 // isStrict: a text that needs no quoting anywhere.
 func isStrict(v *value) bool {
 	return v.kind == text && !strings.ContainsFunc(v.str, func(r rune) bool { return r < 0x20 || r == 0x7f || r == '\\' || r == '"' || r == '\'' })
 }
 
-func textWhere(test func(string) bool) func(*value) bool {
-	return func(v *value) bool { return v.kind == text && test(v.str) }
+func textWhere(rule string, test func(string) bool) values {
+	return values{rule: rule, holds: func(v *value) bool { return v.kind == text && test(v.str) }}
 }
 
-func oneOf(words ...string) func(*value) bool {
-	return textWhere(func(s string) bool { return slices.Contains(words, s) })
+func oneOf(words ...string) values {
+	return textWhere("one of "+strings.Join(words, ", "), func(s string) bool { return slices.Contains(words, s) })
 }
 
-func listOf(test func(*value) bool) func(*value) bool {
-	return func(v *value) bool {
-		return v.kind == array && !slices.ContainsFunc(v.list, func(e *value) bool { return !test(e) })
-	}
+func listOf(v values) values {
+	return values{"a list, each " + v.rule, func(l *value) bool {
+		return l.kind == array && !slices.ContainsFunc(l.list, func(e *value) bool { return !v.holds(e) })
+	}, v.holds}
 }
 
 // oneOrMore also takes a bare element for a list of one.
-func oneOrMore(test func(*value) bool) func(*value) bool {
-	list := listOf(test)
-	return func(v *value) bool { return test(v) || list(v) }
+func oneOrMore(v values) values {
+	list := listOf(v)
+	return values{rule: v.rule + ", or a list of such", holds: func(e *value) bool { return v.holds(e) || list.holds(e) }}
 }
 
-// entry describes the objects of a list: known members and their tests.
+// entry describes the objects of a list: known members and what they hold.
 // Unknown members pass.
 type entry map[string]part
 
 type part struct {
 	must bool
-	test func(*value) bool
+	values
 }
 
-func must(test func(*value) bool) part { return part{true, test} }
-func may(test func(*value) bool) part  { return part{false, test} }
+func must(v values) part { return part{true, v} }
+func may(v values) part  { return part{false, v} }
 
-func (e entry) test(v *value) bool {
-	if v.kind != object {
-		return false
-	}
-	for name, rule := range e {
-		m := v.get(name)
-		if m == nil && rule.must || m != nil && !rule.test(m) {
+func objectOf(rule string, e entry) values {
+	return values{rule: rule, holds: func(v *value) bool {
+		if v.kind != object {
 			return false
 		}
-	}
-	return true
+		for name, p := range e {
+			m := v.get(name)
+			if m == nil && p.must || m != nil && !p.holds(m) {
+				return false
+			}
+		}
+		return true
+	}}
 }
 
 // toU64 reads what counts as an unsigned number: a number, an integral real,
@@ -207,11 +242,11 @@ func isU64(v *value) bool { _, ok := toU64(v); return ok }
 func isU32(v *value) bool { n, ok := toU64(v); return ok && n <= math.MaxUint32 }
 
 // uintBetween takes numbers only.
-func uintBetween(low, high uint64) func(*value) bool {
-	return func(v *value) bool {
+func uintBetween(low, high uint64) values {
+	return values{rule: fmt.Sprintf("a number from %d to %d", low, high), holds: func(v *value) bool {
 		k, n := v.canonical()
 		return k == unsigned && n >= low && n <= high
-	}
+	}}
 }
 
 func isUID(v *value) bool {
@@ -234,8 +269,9 @@ func toMode(v *value) (uint64, bool) {
 	return 0, false
 }
 
-func modeUpTo(limit uint64) func(*value) bool {
-	return func(v *value) bool { n, ok := toMode(v); return ok && n <= limit }
+func modeUpTo(limit uint64) values {
+	return values{rule: fmt.Sprintf("an access mode up to %#o, or a string with its octal digits", limit),
+		holds: func(v *value) bool { n, ok := toMode(v); return ok && n <= limit }}
 }
 
 func toInt(v *value) (int64, bool) {
@@ -252,8 +288,6 @@ func toInt(v *value) (int64, bool) {
 }
 
 func isNice(v *value) bool { n, ok := toInt(v); return ok && n >= -20 && n <= 19 }
-
-func isRelaxedName(v *value) bool { return v.kind == text && RelaxedName(v.str) }
 
 // isPath: absolute, no empty, "." or ".." component.
 func isPath(s string) bool {
@@ -331,7 +365,8 @@ func isBase64(s string) bool {
 }
 
 func isEnvironment(v *value) bool {
-	return listOf(textWhere(variableRE.MatchString))(v) && len(v.list) <= 16384
+	assignments := listOf(textWhere("", variableRE.MatchString))
+	return assignments.holds(v) && len(v.list) <= 16384
 }
 
 var limitNames = []string{"CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK", "AS", "LOCKS", "SIGPENDING", "MSGQUEUE", "NICE", "RTPRIO", "RTTIME"}
@@ -359,11 +394,11 @@ func isLimits(v *value) bool {
 }
 
 func isResizeMode(v *value) bool {
-	return v.kind == boolean || oneOf("off", "grow", "shrink-and-grow")(v)
+	return v.kind == boolean || v.is(text) && slices.Contains([]string{"off", "grow", "shrink-and-grow"}, v.str)
 }
 
 func isRebalance(v *value) bool {
-	return v.kind == boolean || uintBetween(0, 10000)(v)
+	return v.kind == boolean || uintBetween(0, 10000).holds(v)
 }
 
 func isManifest(v *value) bool {
@@ -430,6 +465,28 @@ func (r *Record) checkFields(m *Machine) error {
 	return err
 }
 
+// personal fields are about the person; what they hold is for no log.
+var personal = []string{"realName", "location", "emailAddress", "birthDate"}
+
+// quote shows a field's value in a message, unless it is private or long.
+func quote(in section, m member) string {
+	text := string(appendCompact(nil, m.value))
+	if in == privileged || slices.Contains(personal, m.key) || len(text) > 64 {
+		return "its value"
+	}
+	return printable(text)
+}
+
+// printable keeps control characters of a record out of logs.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
 // badFields reports what does not count in the sections of m, or, when m is
 // nil, in those that count everywhere.
 func (r *Record) badFields(m *Machine, report func(name, why string)) {
@@ -444,11 +501,11 @@ func (r *Record) badFields(m *Machine, report func(name, why string)) {
 				// A newer release may know it, and its clients need not ask
 				// us. In the sections that are ours alone it is a slip.
 				if in&(regular|privileged) == 0 {
-					report(e.key, "not known here")
+					report(printable(e.key), "not known here")
 				}
 			case f.flex && e.value.kind == null:
 			case !f.valid(e.value):
-				report(e.key, "wrong type or value")
+				report(e.key, quote(in, e)+" is not "+f.rule)
 			}
 		}
 	}
@@ -458,7 +515,7 @@ func (r *Record) badFields(m *Machine, report func(name, why string)) {
 	} else if p != nil {
 		report("privileged", "not an object")
 	}
-	if list := r.doc.get("perMachine"); list != nil && !listOf(func(v *value) bool { return v.kind == object })(list) {
+	if list := r.doc.get("perMachine"); list != nil && !listOf(values{holds: func(v *value) bool { return v.kind == object }}).holds(list) {
 		report("perMachine", "not an array of objects")
 	}
 	if m == nil {

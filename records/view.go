@@ -225,15 +225,23 @@ func (l layers) mode(name string) *uint32 {
 	return &m
 }
 
+// texts returns a list of strings, nil when unset or empty. A later layer
+// replaces what earlier ones say, but for the few lists that add up.
 func (l layers) texts(name string) []string {
+	switch name {
+	case "memberOf", "aliases":
+		return unique(l.all(name))
+	case "fido2HmacCredential":
+		return l.all(name)
+	}
 	if list := texts(l.last(name)); len(list) > 0 {
 		return list
 	}
 	return nil
 }
 
-// union merges a list over all layers.
-func (l layers) union(name string) []string {
+// all joins a list over all layers.
+func (l layers) all(name string) []string {
 	f := fields[name]
 	var out []string
 	for _, y := range l {
@@ -241,7 +249,7 @@ func (l layers) union(name string) []string {
 			out = append(out, texts(v)...)
 		}
 	}
-	return unique(out)
+	return out
 }
 
 // View returns what the record means on machine m.
@@ -291,7 +299,7 @@ func (r *Record) View(m Machine) View {
 		PasswordChangeInactiveUSec: l.u64("passwordChangeInactiveUSec"),
 		PasswordChangeNow:          l.bool("passwordChangeNow", false),
 
-		MemberOf:    l.union("memberOf"),
+		MemberOf:    l.texts("memberOf"),
 		Environment: environment(l.texts("environment")),
 
 		PartitionUUID:  dashed(l.text("partitionUuid", "")),
@@ -523,12 +531,22 @@ func (l layers) shareLimit(name, disposition string) ShareLimit {
 	return out
 }
 
-// entries returns the objects of a list field.
+// entries returns the objects of a list field of one section, those left out
+// that break its rules: the others still open a home.
 func (l layers) entries(name string) []*value {
-	if v := l.last(name); v != nil {
-		return v.list
+	var out []*value
+	for _, y := range l {
+		f := fields[name]
+		if v := y.obj.get(name); f.in&y.in != 0 && f.each != nil && v.is(array) {
+			out = nil
+			for _, e := range v.list {
+				if f.each(e) {
+					out = append(out, e)
+				}
+			}
+		}
 	}
-	return nil
+	return out
 }
 
 func (l layers) hasEntries(name string) bool { return len(l.entries(name)) > 0 }

@@ -93,7 +93,7 @@ var mutants = []mutant{
 	{"fields.go", "n >= -20 && n <= 19", "n >= -20 && n <= 20"},
 	{"fields.go", "uintBetween(1, 10000), \"cpuWeight\"", "uintBetween(0, 10000), \"cpuWeight\""},
 	{"fields.go", "uintBetween(1, 10000), \"cpuWeight\"", "uintBetween(1, 10001), \"cpuWeight\""},
-	{"fields.go", "uintBetween(0, 10000)(v)", "uintBetween(0, 10001)(v)"},
+	{"fields.go", "uintBetween(0, 10000).holds(v)", "uintBetween(0, 10001).holds(v)"},
 	{"fields.go", "uintBetween(1, math.MaxUint64-1)", "uintBetween(1, math.MaxUint64)"},
 	{"fields.go", "n < math.MaxUint32 && n != 65535", "n <= math.MaxUint32 && n != 65535"},
 	{"fields.go", "n < math.MaxUint32 && n != 65535", "n < math.MaxUint32"},
