@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 
 	"hearth/internal/secret"
 	"hearth/storage"
@@ -29,9 +30,9 @@ func (Backend) Rekey(ctx context.Context, s *storage.Setup, c *storage.Credentia
 
 // rekeying is a change of keyslots between its two halves.
 type rekeying struct {
-	header   *luks2.Header
-	device   luks2.Device
-	old, new []int
+	header *luks2.Header
+	device luks2.Device
+	old    []int
 }
 
 // add makes the new keyslots. On error none of them is left.
@@ -42,9 +43,7 @@ func (r *rekeying) add(ctx context.Context, volumeKey *secret.Bytes, passphrases
 	for i, passphrase := range passphrases {
 		err := ctx.Err()
 		if err == nil {
-			var n int
-			if n, err = r.header.AddKeyslot(r.device, volumeKey, passphrase, p); err == nil {
-				r.new = append(r.new, n)
+			if _, err = r.header.AddKeyslot(r.device, volumeKey, passphrase, p); err == nil {
 				continue
 			}
 		}
@@ -56,8 +55,10 @@ func (r *rekeying) add(ctx context.Context, volumeKey *secret.Bytes, passphrases
 // retire destroys the keyslots that were there before.
 func (r *rekeying) retire() error { return r.remove(r.old) }
 
-// revert destroys the new ones.
-func (r *rekeying) revert() error { return r.remove(r.new) }
+// revert destroys those that came since, also one that was said to have failed.
+func (r *rekeying) revert() error {
+	return r.remove(slices.DeleteFunc(r.header.Keyslots(), func(n int) bool { return slices.Contains(r.old, n) }))
+}
 
 func (r *rekeying) remove(slots []int) error {
 	var errs []error

@@ -1,6 +1,7 @@
 package luks2
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -144,4 +145,69 @@ func TestCrashFormat(t *testing.T) {
 			t.Errorf("%v: %v", s, err)
 		}
 	})
+}
+
+// faulty is a device on which one write or one sync fails; what it wrote by
+// then is there by half.
+type faulty struct {
+	Device
+	left int
+}
+
+var errDevice = errors.New("no such luck")
+
+func (f *faulty) WriteAt(b []byte, at int64) (int, error) {
+	if f.left--; f.left == -1 {
+		n, _ := f.Device.WriteAt(b[:len(b)/2], at)
+		return n, errDevice
+	}
+	return f.Device.WriteAt(b, at)
+}
+
+func (f *faulty) Sync() error {
+	if f.left--; f.left == -1 {
+		return errDevice
+	}
+	return f.Device.Sync()
+}
+
+// TestFailedWrite: after a write that failed the header can be written again,
+// and says what the device holds.
+func TestFailedWrite(t *testing.T) {
+	disk, vk := small(t, "old", oldRecord)
+	failed := 0
+	for at, done := 0, false; !done; at++ {
+		d := &faulty{disk.Clone().Section(0, testSize), at}
+		h, err := Read(d, testSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = h.AddKeyslot(d, vk, keep(t, "new"), cheap)
+		if done = err == nil; !done {
+			failed++
+			if !errors.Is(err, errDevice) {
+				t.Errorf("failure %d: %v", at, err)
+			}
+		}
+		d.left = 1 << 30
+		if err := h.SetHomedToken(d, vk, []byte(newRecord)); err != nil {
+			t.Errorf("failure %d: the next write: %v", at, err)
+			continue
+		}
+		again, err := Read(d, testSize)
+		if err != nil || again.Damaged != Neither || !slices.Equal(again.Keyslots(), h.Keyslots()) {
+			t.Errorf("failure %d: %v, damaged %v, keyslots %v and %v", at, err, again.Damaged, again.Keyslots(), h.Keyslots())
+			continue
+		}
+		for _, n := range again.Keyslots() {
+			key, got, err := again.Unlock(d, []*secret.Bytes{keep(t, []string{"old", "new"}[n])})
+			if err != nil || got != n {
+				t.Errorf("failure %d: keyslot %d is listed and does not open: %v", at, n, err)
+			}
+			key.Close()
+		}
+	}
+	if failed < 8 {
+		t.Errorf("only %d failures", failed)
+	}
 }

@@ -45,8 +45,8 @@ func (c Copy) String() string {
 }
 
 // Header is the metadata of one LUKS2 container, as last read or written. It is
-// not safe for concurrent use. After a failed write it describes the state from
-// before; Read again to learn what is on the device.
+// not safe for concurrent use. After a failed write it is what the copy says that
+// is whole, which may be the new state; the next write repairs the other.
 type Header struct {
 	// Damaged says which copy is unusable or outdated. Repair rewrites it; so
 	// does any other write.

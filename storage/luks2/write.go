@@ -236,7 +236,8 @@ func (h *Header) prepare(d Device) error {
 }
 
 // commit writes doc as the new metadata. While one copy is being written the
-// other is whole, so a crash leaves the old metadata or the new.
+// other is whole, so a crash leaves the old metadata or the new. So does an
+// error: h is then what the whole copy says, and the other is damaged.
 func (h *Header) commit(d Device, doc object) error {
 	const op = "write LUKS2 header"
 	t := doc.text()
@@ -251,15 +252,18 @@ func (h *Header) commit(d Device, doc object) error {
 	if seqid == 0 {
 		return fault.New(fault.Inconsistent, op, errors.New("sequence number at its end"))
 	}
-	for i := range h.salts {
-		if err := h.writeCopy(d, i, seqid, t); err != nil {
-			return err
-		}
+	if err := h.writeCopy(d, 0, seqid, t); err != nil {
+		h.Damaged = Primary
+		return err
 	}
 	// A header read before its first keyslot, or after its last, still knows
 	// the size of the key.
 	h.keySize = h.volumeKeySize()
 	h.seqid, h.meta = seqid, m
+	if err := h.writeCopy(d, 1, seqid, t); err != nil {
+		h.Damaged = Secondary
+		return err
+	}
 	return nil
 }
 
