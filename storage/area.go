@@ -57,21 +57,34 @@ func HoldUnfinished(a Area, area *os.File) {
 	}
 }
 
-// PutInPlace renames a finished area to its own path, durably. FileExists:
-// something is there by now.
-func PutInPlace(temp, path string) error {
+// PutInPlace renames a finished area to its own path, durably. On error it has
+// its temporary name again. FileExists: something is there by now.
+func PutInPlace(temp, path string) error { return putInPlace(temp, path, SyncDirectory) }
+
+func putInPlace(temp, path string, sync func(string) error) error {
 	const op = "put home area in place"
-	err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		err = renameUnlessThere(temp, path)
-	}
+	err := renameTo(temp, path)
 	switch {
 	case errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENOTEMPTY):
 		return fault.New(fault.FileExists, op, fmt.Errorf("%s: %w", path, err))
 	case err != nil:
 		return SpaceFault(op, err)
 	}
-	return SpaceFault(op, SyncDirectory(filepath.Dir(path)))
+	if err := sync(filepath.Dir(path)); err != nil {
+		// An error says that nothing was made, so nothing may stay. What a
+		// power cut brings back is a whole area, which is found as any other.
+		return errors.Join(SpaceFault(op, err), renameTo(path, temp))
+	}
+	return nil
+}
+
+// renameTo renames, and replaces nothing.
+func renameTo(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		return renameUnlessThere(from, to)
+	}
+	return err
 }
 
 // renameUnlessThere is for file systems that cannot promise to replace
