@@ -98,9 +98,9 @@ func settle(a storage.Area) error {
 	return nil
 }
 
-// Remove implements storage.Backend: unlinks an image file. Nothing on a block
-// device is erased.
-func (Backend) Remove(_ context.Context, a storage.Area) error {
+// Remove implements storage.Backend: unlinks an image file, unless somebody
+// uses it elsewhere. Nothing on a block device is erased.
+func (Backend) Remove(ctx context.Context, a storage.Area) (err error) {
 	const op = "remove image"
 	info, err := os.Stat(a.ImagePath)
 	if errors.Is(err, os.ErrNotExist) {
@@ -115,6 +115,11 @@ func (Backend) Remove(_ context.Context, a storage.Area) error {
 	if !info.Mode().IsRegular() {
 		a.Log.Info("block devices are not erased", "path", a.ImagePath)
 		return nil
+	}
+	s := &storage.Setup{}
+	defer func() { err = errors.Join(err, s.Close(ctx)) }()
+	if _, err := openImage(a, s); err != nil && !fault.Is(err, fault.HomeAbsent) {
+		return err
 	}
 	if err := unix.Unlink(a.ImagePath); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fault.New(fault.Unknown, op, fmt.Errorf("%s: %w", a.ImagePath, err))

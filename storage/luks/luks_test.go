@@ -367,6 +367,35 @@ func TestImageIsLocked(t *testing.T) {
 	}
 }
 
+// TestRemoveSparesWhatIsUsed: an image that another machine has open stays.
+func TestRemoveSparesWhatIsUsed(t *testing.T) {
+	a := area(t, t.TempDir())
+	image(t, a, "one")
+	a.HandLock = func(*os.File) error { return nil }
+	other, err := os.Open(a.ImagePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := (Backend{}).Remove(t.Context(), a); !fault.Is(err, fault.HomeInUse) {
+		t.Errorf("remove: %v", err)
+	}
+	if _, err := os.Stat(a.ImagePath); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_UN); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := (Backend{}).Remove(t.Context(), a); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestUnfinishedImageIsLocked: the daemon deletes an unfinished image that
 // nobody holds.
 func TestUnfinishedImageIsLocked(t *testing.T) {
