@@ -751,6 +751,17 @@ func TestBusyHomeLingers(t *testing.T) {
 	d.eventually("ann", "inactive")
 }
 
+// lockable reports whether another could use the image of a home now.
+func (d *daemon) lockable(name string) bool {
+	d.t.Helper()
+	f, err := os.Open(filepath.Join(d.dir, "home", name+".home"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
+}
+
 func TestRestartWhileActive(t *testing.T) {
 	testenv.Need(t, "root")
 	dir := testenv.Scratch(t)
@@ -768,6 +779,9 @@ func TestRestartWhileActive(t *testing.T) {
 	d = boot(t, dir)
 	d.state("ann", "active") // by hand: stays
 	d.state("bob", "active") // somebody still holds it
+	if d.lockable("ann") {
+		t.Error("after a restart nobody has the lock of an active home's image")
+	}
 	d.eventually("carl", "inactive")
 	d.fails(fault.HomeBusy, home.Release, "bob")
 	_ = held.Close()
@@ -775,6 +789,9 @@ func TestRestartWhileActive(t *testing.T) {
 	d.state("bob", "inactive")
 	d.must(home.DeactivateAll, "")
 	d.state("ann", "inactive")
+	if !d.lockable("ann") {
+		t.Error("the lock of a closed home's image is kept")
+	}
 }
 
 func TestFirstActivationOfAFoundHome(t *testing.T) {

@@ -80,6 +80,7 @@ func (m *Manager) loadRecord(name string) error {
 	m.logOf(e).Info("record is "+v.Verdict().String()+", accepting it", "HOME_STATE", string(e.home.State(m.look(e))))
 	if m.look(e) == home.SeenMounted {
 		m.settle(e)
+		m.retakeLock(e)
 		m.recoverReferences(e)
 	}
 	return nil
