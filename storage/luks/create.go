@@ -61,7 +61,7 @@ func (Backend) Create(ctx context.Context, a storage.Area, c *storage.Credential
 		return nil, err
 	}
 	w := window{file: image, offset: part.Offset, size: part.Size}
-	h, err := format(a, s, w, r, c.Passphrases)
+	h, err := format(ctx, a, s, w, r, c.Passphrases)
 	if err != nil {
 		return nil, err
 	}
@@ -293,7 +293,7 @@ func partition(a storage.Area, image *os.File, size int64, r recipe) (gpt.Partit
 }
 
 // format makes the LUKS2 header with one keyslot per passphrase.
-func format(a storage.Area, s *storage.Setup, w window, r recipe, passphrases []*secret.Bytes) (*luks2.Header, error) {
+func format(ctx context.Context, a storage.Area, s *storage.Setup, w window, r recipe, passphrases []*secret.Bytes) (*luks2.Header, error) {
 	const op = "format image"
 	if len(passphrases) == 0 {
 		return nil, fault.New(fault.InvalidArgs, op, errors.New("no passphrase"))
@@ -319,6 +319,7 @@ func format(a storage.Area, s *storage.Setup, w window, r recipe, passphrases []
 	if err != nil {
 		return nil, spaceFault(op, err)
 	}
+	h.StopOn(ctx.Done())
 	for i, p := range passphrases {
 		if _, err := h.AddKeyslot(w, key, p, derivation); err != nil {
 			return nil, spaceFault(fmt.Sprintf("add keyslot %d", i), err)

@@ -109,7 +109,7 @@ func (Backend) Resume(ctx context.Context, a storage.Area, c *storage.Credential
 		// The key of another container would turn the home's blocks into noise.
 		return wrongMedium("mapped device", st.UUID, want)
 	}
-	if err := img.unlock(a, s, c); err != nil {
+	if err := img.unlock(ctx, a, s, c); err != nil {
 		return err
 	}
 	if !img.device && a.HandLock != nil && !a.HaveLock {

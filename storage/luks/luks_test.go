@@ -195,7 +195,7 @@ func image(t *testing.T, a storage.Area, passwords ...string) {
 		list = append(list, b)
 	}
 	w := window{file: file, offset: part.Offset, size: part.Size}
-	h, err := format(a, s, w, r, list)
+	h, err := format(t.Context(), a, s, w, r, list)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +231,7 @@ func unlocked(t *testing.T, a storage.Area, password string) (*storage.Setup, st
 	record := ""
 	a.Admit = func(header []byte) error { record = string(header); return nil }
 	return s, record, func() error {
-		err := c.unlock(a, s, &storage.Credentials{Passphrases: []*secret.Bytes{p}})
+		err := c.unlock(t.Context(), a, s, &storage.Credentials{Passphrases: []*secret.Bytes{p}})
 		return err
 	}()
 }

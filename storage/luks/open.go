@@ -45,7 +45,7 @@ func (Backend) Open(ctx context.Context, a storage.Area, c *storage.Credentials)
 	if err := img.read(a, s); err != nil {
 		return nil, err
 	}
-	if err := img.unlock(a, s, c); err != nil {
+	if err := img.unlock(ctx, a, s, c); err != nil {
 		return nil, err
 	}
 	if !img.device && a.HandLock != nil && !a.HaveLock {
@@ -125,7 +125,8 @@ func wrongMedium(what, found, bound string) error {
 }
 
 // unlock obtains the volume key and has the record in the token admitted.
-func (c *container) unlock(a storage.Area, s *storage.Setup, cred *storage.Credentials) error {
+func (c *container) unlock(ctx context.Context, a storage.Area, s *storage.Setup, cred *storage.Credentials) error {
+	c.header.StopOn(ctx.Done()) // also for what is done with it later
 	switch {
 	case cred.VolumeKey != nil:
 		key, err := cred.VolumeKey.Clone()

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"crypto/aes"
 
@@ -228,6 +229,36 @@ func TestMemoryLimit(t *testing.T) {
 }
 
 // TestPriority: keyslots are tried by priority, then by number.
+// TestStop: nobody waits for a derivation that is not wanted any more.
+func TestStop(t *testing.T) {
+	d, h, vk := formatted(t, Params{}, cheap, "", "pw")
+	stop := make(chan struct{})
+	h.StopOn(stop)
+	key, _, err := h.Unlock(d, []*secret.Bytes{keep(t, "pw")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key.Close()
+	for _, k := range h.meta.keyslots {
+		k.kdf.iterations = 5_000_000 // seconds
+	}
+	time.AfterFunc(20*time.Millisecond, func() { close(stop) })
+	start := time.Now()
+	if _, _, err := h.Unlock(d, []*secret.Bytes{keep(t, "pw"), keep(t, "another")}); !fault.Is(err, fault.Timeout) {
+		t.Errorf("unlock: %v", err)
+	}
+	before := h.Seqid()
+	if _, err := h.AddKeyslot(d, vk, keep(t, "new"), PBKDF{Type: "pbkdf2", ForceIterations: 5_000_000}); !fault.Is(err, fault.Timeout) {
+		t.Errorf("add keyslot: %v", err)
+	}
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("stopped after %v", took)
+	}
+	if now := mustRead(t, d).Seqid(); now != before {
+		t.Errorf("seqid %d, then %d", before, now)
+	}
+}
+
 func TestPriority(t *testing.T) {
 	_, h, _ := formatted(t, Params{}, cheap, "", "a", "b", "c", "d")
 	for id, p := range map[int]int{1: 2, 2: 0} {

@@ -111,7 +111,7 @@ func (h *Header) candidates() []*keyslot {
 // the caller closes, and the number of the keyslot that gave it. The key has
 // met the digest. Faults: BadPassword if no keyslot opens; NoMemory if none
 // does and one was left out for the memory it asks for; NotSupported if there
-// is no keyslot that this package could try.
+// is no keyslot that this package could try; Timeout if it was stopped.
 func (h *Header) Unlock(d io.ReaderAt, passphrases []*secret.Bytes) (volumeKey *secret.Bytes, slot int, err error) {
 	const op = "open keyslot"
 	slots := h.candidates()
@@ -133,7 +133,7 @@ func (h *Header) Unlock(d io.ReaderAt, passphrases []*secret.Bytes) (volumeKey *
 			case err == nil:
 				return key, k.id, nil
 			case errors.Is(err, errWrongKey):
-			case errors.Is(err, secret.ErrClosed), fault.Is(err, fault.IOError):
+			case errors.Is(err, secret.ErrClosed), fault.Is(err, fault.IOError), fault.Is(err, fault.Timeout):
 				return nil, -1, err
 			default:
 				// Another keyslot may still open.
@@ -161,16 +161,11 @@ func (h *Header) whyNoSlot() error {
 }
 
 func (h *Header) open(d io.ReaderAt, k *keyslot, passphrase *secret.Bytes) (*secret.Bytes, error) {
-	var derived []byte
-	defer func() { clear(derived) }()
-	err := passphrase.Use(func(p []byte) error {
-		var err error
-		derived, err = k.kdf.derive(p, k.areaKey)
-		return err
-	})
+	derived, err := h.derive(k, passphrase)
 	if err != nil {
 		return nil, err
 	}
+	defer clear(derived)
 	c, err := newSectors(k.encryption, derived)
 	if err != nil {
 		return nil, fmt.Errorf("keyslot %d: %w", k.id, err)
@@ -205,10 +200,39 @@ func (h *Header) open(d io.ReaderAt, k *keyslot, passphrase *secret.Bytes) (*sec
 	return key, nil
 }
 
+// derive returns the key of the area of k, which the caller wipes. Where it is
+// stopped the derivation goes on by itself, since nothing can interrupt it, with
+// a copy of the passphrase of its own; both that and the key are wiped then.
+func (h *Header) derive(k *keyslot, passphrase *secret.Bytes) ([]byte, error) {
+	own, err := passphrase.Clone()
+	if err != nil {
+		return nil, err
+	}
+	var key []byte
+	done := make(chan error, 1)
+	go func() {
+		defer own.Close()
+		done <- own.Use(func(p []byte) (err error) {
+			key, err = k.kdf.derive(p, k.areaKey)
+			return err
+		})
+	}()
+	select {
+	case err := <-done:
+		return key, err
+	case <-h.stop:
+		go func() {
+			<-done
+			clear(key)
+		}()
+		return nil, fault.New(fault.Timeout, "derive key", errors.New("asked to stop"))
+	}
+}
+
 // AddKeyslot makes passphrase open the container too and returns the number of
 // its keyslot, the lowest that is free. A crash in between leaves the header as
 // it was. Faults: BadPassword if volumeKey is not the container's, NoDiskSpace
-// if no keyslot or no area is free.
+// if no keyslot or no area is free, Timeout if it was stopped.
 func (h *Header) AddKeyslot(d Device, volumeKey, passphrase *secret.Bytes, p PBKDF) (int, error) {
 	op := "add keyslot"
 	if err := h.CheckKey(volumeKey); err != nil {
@@ -258,16 +282,11 @@ func (h *Header) AddKeyslot(d Device, volumeKey, passphrase *secret.Bytes, p PBK
 
 // seal returns the content of the area of k: volumeKey split and encrypted.
 func (h *Header) seal(k *keyslot, volumeKey, passphrase *secret.Bytes) ([]byte, error) {
-	var derived []byte
-	defer func() { clear(derived) }()
-	err := passphrase.Use(func(p []byte) error {
-		var err error
-		derived, err = k.kdf.derive(p, k.areaKey)
-		return err
-	})
+	derived, err := h.derive(k, passphrase)
 	if err != nil {
 		return nil, err
 	}
+	defer clear(derived)
 	c, err := newSectors(k.encryption, derived)
 	if err != nil {
 		return nil, fault.New(fault.NotSupported, "add keyslot", err)

@@ -63,6 +63,7 @@ type Header struct {
 	keySize     int                // bytes of the volume key, where no keyslot says it
 	verified    *[sha256.Size]byte // fingerprint of the key that met the digest
 	memoryLimit uint64             // KiB
+	stop        <-chan struct{}    // may be nil
 	rand        io.Reader
 }
 
@@ -142,6 +143,10 @@ func (h *Header) Table(deviceSize int64, major, minor uint32, discard bool) (sec
 // derivation. 0 is the format's own limit, 4 GiB. A keyslot that asks for more
 // is not tried.
 func (h *Header) SetMemoryLimit(kib uint64) { h.memoryLimit = kib }
+
+// StopOn makes Unlock and AddKeyslot give up a derivation, with fault.Timeout,
+// once stop is closed. What comes after a derivation is not stopped.
+func (h *Header) StopOn(stop <-chan struct{}) { h.stop = stop }
 
 // KDFMemory returns the most memory, in bytes, that trying one keyslot takes.
 // Whoever can have such an amount faulted in cheaply does so before Unlock.
