@@ -59,6 +59,11 @@ func TestRooms(t *testing.T) {
 				Env:   []string{"HOMED_TEST_STRICT=1"},
 				Limit: 9 * time.Minute,
 			})
+			for line := range strings.Lines(r.Stdout) {
+				if _, result, ok := strings.Cut(line, "RESULT "); ok {
+					t.Log("RESULT " + strings.TrimSpace(result))
+				}
+			}
 			tests := results(r.Stdout)
 			for _, c := range tests {
 				t.Run(c.name, func(t *testing.T) {

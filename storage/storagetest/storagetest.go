@@ -307,16 +307,30 @@ func (w *World) Run(verb, pw string) (*records.Record, error) {
 
 // RunContext is Run with a context.
 func (w *World) RunContext(ctx context.Context, verb, pw string) (*records.Record, error) {
+	if pw == "" {
+		return w.run(ctx, verb, w.Record)
+	}
+	return w.run(ctx, verb, w.Record, pw)
+}
+
+// Change runs a verb that brings another record along.
+func (w *World) Change(verb string, r *records.Record, passwords ...string) (*records.Record, error) {
+	ctx, stop := context.WithTimeout(context.Background(), limit)
+	defer stop()
+	return w.run(ctx, verb, r, passwords...)
+}
+
+func (w *World) run(ctx context.Context, verb string, r *records.Record, passwords ...string) (*records.Record, error) {
 	s := &records.Secrets{}
 	defer s.Close()
-	if pw != "" {
+	for _, pw := range passwords {
 		p, err := secret.Copy([]byte(pw))
 		if err != nil {
 			return nil, err
 		}
 		s.Passwords = append(s.Passwords, p)
 	}
-	subject, err := w.Sign(w.Record)
+	subject, err := w.Sign(r)
 	if err != nil {
 		return nil, err
 	}
