@@ -24,7 +24,7 @@ func (c *call) account(ctx context.Context) frame.Code {
 // verdict says whether the account may be used now. The service does not ask
 // these questions when it opens a home: nobody but this hook enforces them.
 func (c *call) verdict(u *user) frame.Code {
-	now := uint64(c.Now().UnixMicro())
+	now := c.now()
 	switch u.view.Blocked(now) {
 	case records.NotBlocked:
 	case records.IsLocked:
@@ -39,7 +39,7 @@ func (c *call) verdict(u *user) frame.Code {
 		return c.refuse(frame.AcctExpired, "User record not valid, prohibiting access.")
 	}
 	// The login that used up the last slot proved itself.
-	if wait := c.rateLimited(u); wait > 0 && !c.state(u.name).RefFromAuth {
+	if wait := u.view.RateLimited(now); wait > 0 && !c.state(u.name).RefFromAuth {
 		return c.refuse(frame.MaxTries, "Too many logins, try again in "+records.Timespan(wait, 1e6)+".")
 	}
 	switch u.view.PasswordChange(now) {
@@ -63,3 +63,6 @@ func (c *call) refuse(code frame.Code, line string) frame.Code {
 	c.tell(frame.Error, "%s", line)
 	return code
 }
+
+// now is the time as records count it.
+func (c *call) now() uint64 { return uint64(c.Now().UnixMicro()) }

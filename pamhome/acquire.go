@@ -305,7 +305,7 @@ func (c *call) cannotAsk(user string, inactive, locked bool) frame.Code {
 // knownAnswer reports whether a call without secrets can only be answered with
 // BadPassword. Then it is not made: each one costs a slot of the rate limit.
 func (c *call) knownAnswer(u *user) bool {
-	return u.passwordOnly && u.view.State != "absent" && c.rateLimited(u) == 0
+	return u.passwordOnly && u.view.State != "absent" && u.view.RateLimited(c.now()) == 0
 }
 
 func (c *call) callFor(ctx context.Context, how method, u *user, known *answers) (*os.File, error) {
@@ -364,23 +364,4 @@ func oneLine(s string) string {
 		return "The home cannot be opened."
 	}
 	return s
-}
-
-// rateLimited returns for how many microseconds the account is closed because
-// of too many logins, 0 if it is not.
-func (c *call) rateLimited(u *user) uint64 {
-	e := u.record.Effective(c.machine)
-	begin, count := e.Number("rateLimitBeginUSec"), e.Number("rateLimitCount")
-	now := uint64(c.Now().UnixMicro())
-	if begin == nil || count == nil || *begin > now || *count < u.view.RateLimitBurst {
-		return 0
-	}
-	end := *begin + u.view.RateLimitIntervalUSec
-	if end < *begin {
-		end = ^uint64(0)
-	}
-	if end <= now {
-		return 0
-	}
-	return end - now
 }

@@ -17,8 +17,8 @@ type user struct {
 	view   records.View
 	name   string // canonical: the record's
 	asked  string // as PAM_USER gave it, without area
-	// passwordOnly: nothing but a password opens the home, so the answer to
-	// a call without one is known.
+	// passwordOnly: as the record says, so the answer to a call without one
+	// is known.
 	passwordOnly bool
 }
 
@@ -187,9 +187,7 @@ func (c *call) rename(name string) frame.Code {
 // keep caches the record on the PAM handle, without the hashes, which nobody
 // reads from there; the one thing they tell goes beside it.
 func (c *call) keep(u *user) frame.Code {
-	e := u.record.Effective(c.machine)
-	u.passwordOnly = len(u.view.HashedPasswords) > 0 && !u.view.HasTokens && len(u.view.RecoveryHashes) == 0 &&
-		len(e.Texts("recoveryKeyType")) == 0 && len(e.Texts("pkcs11TokenUri")) == 0 && len(e.Texts("fido2HmacCredential")) == 0
+	u.passwordOnly = u.view.PasswordOnly
 	masked, _ := u.record.Mask(false)
 	text := masked.Compact()
 	for _, key := range []string{keyHomeRecord, keyRecord} {

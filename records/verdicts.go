@@ -89,3 +89,20 @@ func (v *View) PasswordChange(now uint64) PasswordVerdict {
 	}
 	return pick(PasswordOK, ChangeNotPermitted)
 }
+
+// RateLimited returns for how many microseconds after now the account takes no
+// further logins because there were too many, 0 if it takes them.
+func (v *View) RateLimited(now uint64) uint64 {
+	begin, count := v.RateLimitBeginUSec, v.RateLimitCount
+	if begin == nil || count == nil || *begin > now || *count < v.RateLimitBurst {
+		return 0
+	}
+	end := *begin + v.RateLimitIntervalUSec
+	if end < *begin {
+		end = math.MaxUint64
+	}
+	if end <= now {
+		return 0
+	}
+	return end - now
+}

@@ -37,6 +37,8 @@ type View struct {
 	HashedPasswords []string
 	RecoveryHashes  []string
 	HasTokens       bool
+	// PasswordOnly: nothing but a password opens the home.
+	PasswordOnly bool
 
 	RateLimitIntervalUSec, RateLimitBurst uint64
 	EnforcePasswordPolicy                 *bool
@@ -58,6 +60,7 @@ type View struct {
 	FallbackShell, FallbackHomeDirectory string
 	State                                string
 	SignedLocally                        *bool
+	RateLimitBeginUSec, RateLimitCount   *uint64
 
 	Login LoginView
 }
@@ -311,6 +314,8 @@ func (r *Record) View(m Machine) View {
 		FallbackHomeDirectory: l.text("fallbackHomeDirectory", ""),
 		State:                 l.text("state", ""),
 		SignedLocally:         l.maybe("signedLocally"),
+		RateLimitBeginUSec:    l.u64("rateLimitBeginUSec"),
+		RateLimitCount:        l.u64("rateLimitCount"),
 	}
 	if mode := l.mode("accessMode"); mode != nil {
 		v.AccessMode = *mode
@@ -330,6 +335,8 @@ func (r *Record) View(m Machine) View {
 	for _, e := range p.entries("recoveryKey") {
 		v.RecoveryHashes = append(v.RecoveryHashes, e.get("hashedPassword").str)
 	}
+	v.PasswordOnly = len(v.HashedPasswords) > 0 && !v.HasTokens && len(v.RecoveryHashes) == 0 &&
+		len(l.texts("recoveryKeyType")) == 0 && len(l.texts("pkcs11TokenUri")) == 0 && len(l.texts("fido2HmacCredential")) == 0
 	v.Login = loginView(l, p)
 	v.Login.TmpLimit = l.shareLimit("tmpLimit", v.Disposition)
 	v.Login.DevShmLimit = l.shareLimit("devShmLimit", v.Disposition)
