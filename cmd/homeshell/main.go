@@ -10,19 +10,21 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
 	"hearth/homed/home1"
-	"hearth/internal/secret"
+	"hearth/pamhome/session"
 	"hearth/records"
 )
 
 func main() {
+	// Passwords pass through here; unlike a limit on core files this ends
+	// with the exec.
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	s, err := open(context.Background())
 	if err == nil {
 		// Returns only on failure.
@@ -33,15 +35,14 @@ func main() {
 }
 
 // open makes the home active and returns the shell that the user gets.
-func open(ctx context.Context) (*session, error) {
-	u := &unlock{tell: func(line string) { fmt.Fprintln(os.Stderr, line) }, machine: machine()}
+func open(ctx context.Context) (*shell, error) {
+	u := &unlock{tell: func(line string) { fmt.Fprintln(os.Stderr, line) }, machine: machine(), cached: cachedPasswords, now: time.Now}
 	defer u.Close()
 	environ := os.Environ()
 	var err error
 	if environ, err = u.harvest(environ); err != nil {
 		return nil, err
 	}
-	_ = os.Unsetenv("PASSWORD")
 	if t, err := openTerminal(); err == nil {
 		u.ask = t.ask
 	}
@@ -55,8 +56,12 @@ func open(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{view: record.View(u.machine), args: os.Args, environ: environ}
-	return s, s.upgrade(setClass)
+	s := &shell{view: record.View(u.machine), args: os.Args, environ: environ, home: record.View(u.machine).HomeDirectory, tell: u.tell}
+	if err := s.upgrade(setClass); err != nil {
+		return nil, err
+	}
+	s.settle(session.Machine{TimeZone: session.Zone, Locale: session.Locale})
+	return s, nil
 }
 
 // machine tells which parts of a record are about us.
@@ -85,117 +90,4 @@ func setClass() error {
 		return nil
 	}
 	return call.Err
-}
-
-// A session is what is left to do once the home is active.
-type session struct {
-	view    records.View
-	args    []string
-	environ []string
-}
-
-func (s *session) env(name string) (string, bool) {
-	for _, kv := range slices.Backward(s.environ) {
-		if v, ok := strings.CutPrefix(kv, name+"="); ok {
-			return v, true
-		}
-	}
-	return "", false
-}
-
-func (s *session) unset(name string) {
-	s.environ = slices.DeleteFunc(s.environ, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
-}
-
-func (s *session) set(name, value string) {
-	s.unset(name)
-	s.environ = append(s.environ, name+"="+value)
-}
-
-// upgrade turns an unfinished session into a full one.
-func (s *session) upgrade(setClass func() error) error {
-	value, ok := s.env("XDG_SESSION_INCOMPLETE")
-	if !ok {
-		return nil
-	}
-	incomplete, valid := parseBool(value)
-	if !valid {
-		return notify("Failed to parse $XDG_SESSION_INCOMPLETE: %s", value)
-	}
-	if !incomplete {
-		return nil
-	}
-	if err := setClass(); err != nil {
-		return notify("Failed to upgrade session: %v", err)
-	}
-	s.set("XDG_SESSION_CLASS", "user")
-	s.unset("XDG_SESSION_INCOMPLETE")
-	// The user's bus did not exist when the session was opened.
-	if dir, ok := s.env("XDG_RUNTIME_DIR"); ok && filepath.IsAbs(dir) {
-		if _, has := s.env("DBUS_SESSION_BUS_ADDRESS"); !has {
-			if info, err := os.Stat(dir + "/bus"); err == nil && info.Mode().Type() == os.ModeSocket {
-				s.set("DBUS_SESSION_BUS_ADDRESS", "unix:path="+dir+"/bus")
-			}
-		}
-	}
-	return nil
-}
-
-func parseBool(s string) (value, ok bool) {
-	switch strings.ToLower(s) {
-	case "1", "yes", "y", "true", "t", "on":
-		return true, true
-	case "0", "no", "n", "false", "f", "off":
-		return false, true
-	}
-	return false, false
-}
-
-// fallbackShells are the names of shells like this one: ours and systemd's.
-var fallbackShells = []string{"homeshell", "systemd-home-fallback-shell"}
-
-// become replaces the process by the user's shell, in the user's home.
-func (s *session) become(exec func(path string, args, environ []string) error) error {
-	shell, home := s.view.Shell, s.view.HomeDirectory
-	if slices.Contains(fallbackShells, filepath.Base(shell)) {
-		return notify("Primary shell of '%s' is fallback shell, refusing loop.", s.view.UserName)
-	}
-	if err := os.Chdir(home); err != nil {
-		return notify("Failed to change directory to home directory '%s': %v", home, err)
-	}
-	s.set("SHELL", shell)
-	s.set("HOME", home)
-	for _, name := range []string{"PASSWORD", "NEWPASSWORD", "PIN"} {
-		s.unset(name)
-	}
-	// A dash in front of the name is how a shell knows that it is a login
-	// shell.
-	name := filepath.Base(shell)
-	if len(s.args) == 0 || strings.HasPrefix(s.args[0], "-") {
-		name = "-" + name
-	}
-	args := []string{name}
-	if len(s.args) > 1 {
-		args = append(args, s.args[1:]...)
-	}
-	if err := exec(shell, args, s.environ); err != nil {
-		return notify("Failed to execute shell '%s': %v", shell, err)
-	}
-	return nil
-}
-
-// passwordOf takes a password out of an environment. The strings of the
-// process's own copy cannot be wiped; they end with the exec.
-func passwordOf(environ []string) (rest []string, password *secret.Bytes, err error) {
-	for _, kv := range environ {
-		v, ok := strings.CutPrefix(kv, "PASSWORD=")
-		if !ok {
-			rest = append(rest, kv)
-		} else if password == nil && v != "" {
-			if password, err = secret.Copy([]byte(v)); err != nil {
-				return nil, nil, err
-			}
-		}
-	}
-	return rest, password, nil
 }

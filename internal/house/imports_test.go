@@ -65,7 +65,7 @@ var rules = []rule{
 	{"cmd/homework", []string{"homed/worker", "storage", "storage/...", "records"}, "the worker is the one place where daemon protocol and storage meet"},
 	{"cmd/homectl", []string{"homed/home1", "homed/config", "records", "records/..."}, "homectl is a bus client like any other; of the configuration it knows where things lie"},
 	{"cmd/pamhome", []string{"pamhome", "pamhome/...", "homed/home1"}, "the helper speaks the bus only"},
-	{"cmd/homeshell", []string{"homed/home1", "records"}, "the shell is a bus client like any other"},
+	{"cmd/homeshell", []string{"homed/home1", "records", "pamhome/session"}, "the shell is a bus client that gives a session what its record says"},
 	{"vmtest", []string{"vmtest/..."}, "the harness looks at the product from outside"},
 	{"vmtest/...", []string{"vmtest", "vmtest/...", "records", "homed/home1"}, "guest tests look at the product from outside"},
 }

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/secret"
+)
+
+// terminal is the session's own.
+type terminal struct{ fd int }
+
+// maxAnswer is the length of a line that the kernel's line discipline holds.
+const maxAnswer = 4096
+
+// openTerminal wants a terminal on standard input: a session without one has
+// nobody to ask.
+func openTerminal() (*terminal, error) {
+	t := &terminal{int(os.Stdin.Fd())}
+	_, err := unix.IoctlGetTermios(t.fd, unix.TCGETS)
+	return t, err
+}
+
+// notice is a failure as a sentence for the person in front of the terminal.
+type notice string
+
+func (n notice) Error() string { return string(n) }
+
+func notify(format string, args ...any) error { return notice(fmt.Sprintf(format, args...)) }
+
+// errCanceled is an end of file in place of an answer.
+var errCanceled = notify("Operation canceled")
+
+// ask reads one line without echo, straight into locked memory. Interrupt and
+// quit keys work; the session ends with them, and the terminal with it.
+func (t *terminal) ask(prompt string) (*secret.Bytes, error) {
+	old, err := unix.IoctlGetTermios(t.fd, unix.TCGETS)
+	if err != nil {
+		return nil, err
+	}
+	quiet := *old
+	quiet.Lflag = quiet.Lflag&^unix.ECHO | unix.ICANON | unix.ISIG
+	quiet.Iflag |= unix.ICRNL
+	if err := unix.IoctlSetTermios(t.fd, unix.TCSETSF, &quiet); err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.IoctlSetTermios(t.fd, unix.TCSETS, old) }()
+	if _, err := os.Stderr.WriteString(prompt); err != nil {
+		return nil, err
+	}
+	line, err := secret.New(maxAnswer)
+	if err != nil {
+		return nil, err
+	}
+	defer line.Close()
+	var answer *secret.Bytes
+	err = line.Use(func(p []byte) error {
+		var n int
+		for {
+			var err error
+			if n, err = unix.Read(t.fd, p); err == unix.EINTR {
+				continue
+			} else if err != nil {
+				return err
+			}
+			break
+		}
+		fmt.Fprintln(os.Stderr)
+		if n == 0 || p[n-1] != '\n' {
+			return errCanceled
+		}
+		var err error
+		answer, err = secret.Take(p[:n-1])
+		return err
+	})
+	return answer, err
+}
