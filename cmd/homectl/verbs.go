@@ -11,8 +11,8 @@ const (
 	otherVerbs     = "Other Commands"
 )
 
-// verbs lists every verb that systemd's homectl has, in its order. Those that
-// are not built yet say so.
+// verbs lists every verb that systemd's homectl has, in its order, and ours
+// behind them. Those that are not built yet say so.
 func verbs() []verb {
 	notYet := func(name string) func(*command, context.Context, []string) error {
 		return func(*command, context.Context, []string) error {
@@ -44,6 +44,7 @@ func verbs() []verb {
 		{"lock-all", "", 0, 0, "Lock all suitable home areas", lockVerbs, runLockAll},
 		{"rebalance", "", 0, 0, "Share free space out among home areas (not yet)", otherVerbs, notYet("rebalance")},
 		{"firstboot", "", 0, 0, "Create the first user (not yet)", otherVerbs, notYet("firstboot")},
+		{"ssh-authorized-keys", "USER", 1, 1, "Print the SSH keys of a user record, for sshd", otherVerbs, runSSHAuthorizedKeys},
 		{"help", "", 0, -1, "", "", func(c *command, _ context.Context, _ []string) error { c.help(); return nil }},
 	}
 }

@@ -165,6 +165,7 @@ install_all() {
 	shared /usr/share/polkit-1/actions/org.freedesktop.home1.policy
 	put 644 "$here/org.freedesktop.home1.policy" /usr/share/polkit-1/actions/org.freedesktop.home1.policy
 
+	fill 644 "$here/sshd.conf.in" "$PREFIX/share/doc/hearth/sshd.conf"
 	for m in "$top"/docs/man/*.[1-8]; do
 		[ -e "$m" ] || continue
 		put 644 "$m" "$PREFIX/share/man/man${m##*.}/$(basename "$m")"

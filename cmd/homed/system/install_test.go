@@ -59,7 +59,7 @@ func TestStagedInstall(t *testing.T) {
 	first := files(t, root)
 	for _, want := range []string{
 		"/usr/local/bin/homectl", "/usr/local/lib/hearth/homed", "/usr/local/lib/hearth/homework", "/usr/local/lib/hearth/pamhome",
-		"/usr/local/lib/systemd/system/homed.service", "/usr/local/lib/systemd/system/homed-activate.service", "/usr/local/lib/systemd/homed.conf",
+		"/usr/local/lib/systemd/system/homed.service", "/usr/local/lib/systemd/system/homed-activate.service", "/usr/local/lib/systemd/homed.conf", "/usr/local/share/doc/hearth/sshd.conf",
 		"/usr/local/share/dbus-1/system-services/org.freedesktop.home1.service", "/etc/dbus-1/system.d/hearth-home1.conf",
 		"/usr/share/polkit-1/actions/org.freedesktop.home1.policy", "/usr/share/pam-configs/hearth",
 	} {
