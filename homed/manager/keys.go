@@ -97,11 +97,14 @@ func (k *keyring) addFile(name, path string) error {
 	if err != nil || len(text) == 0 {
 		return err
 	}
-	if err := k.Add(name, text); err != nil {
-		return err
-	}
 	text, err = records.CanonicalKey(text)
 	if err != nil {
+		return err
+	}
+	if !k.fits(name, string(text)) {
+		return errors.New("there are too many keys")
+	}
+	if err := k.Add(name, text); err != nil {
 		return err
 	}
 	k.list = append(k.list, SigningKey{name, string(text)})
@@ -183,14 +186,25 @@ func (k *keyring) signer() (*records.Signer, error) {
 	return k.own, nil
 }
 
-// maxKeys bounds how many public keys a worker is told of: they travel in one
-// packet.
-const maxKeys = 100
+// keyBytes bounds the keys that count, as a worker is told of them: it reads up
+// to 16 MiB of parameters.
+const keyBytes = 15 << 20
 
-// public returns the public keys by name, ours first among those that fit.
+// fits reports whether there is room for another key. A byte of a name may take
+// six in JSON.
+func (k *keyring) fits(name, pem string) bool {
+	weight := func(key SigningKey) int { return 6*len(key.Name) + 2*len(key.PEM) }
+	n := weight(SigningKey{name, pem})
+	for _, o := range k.list {
+		n += weight(o)
+	}
+	return n <= keyBytes
+}
+
+// public returns the public keys by name.
 func (k *keyring) public() map[string]string {
 	keys := map[string]string{}
-	for _, key := range k.list[:min(len(k.list), maxKeys)] {
+	for _, key := range k.list {
 		keys[key.Name] = key.PEM
 	}
 	return keys

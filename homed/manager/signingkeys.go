@@ -135,7 +135,7 @@ func (k *keyring) install(name string, pem []byte) error {
 	if slices.ContainsFunc(k.list, func(o SigningKey) bool { return o.PEM == string(text) }) {
 		return refuseKey("Public key already exists: %s", name)
 	}
-	if len(k.list) >= maxKeys {
+	if !k.fits(name, string(text)) {
 		return fault.Newf(fault.LimitsExceeded, op, "There are %d signing keys already.", len(k.list))
 	}
 	if err := os.MkdirAll(k.dir, 0o755); err != nil {

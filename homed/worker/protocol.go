@@ -5,8 +5,9 @@
 // program's, when to start one is the daemon's.
 //
 // The worker gets its verb as the only argument, the record as a sealed memfd
-// on fd 0, and a seqpacket socket on fd 3. On it arrive two packets: the
-// parameters as JSON, then the secret section as it is (if there is one).
+// on fd 0, and a seqpacket socket on fd 3. On it arrive two packets: what is
+// asked for as JSON, with the parameters as a memfd of their own, since the keys
+// that count may be many; then the secret section as it is (if there is one).
 // Back go JSON packets: progress, the image lock with its descriptor, and last
 // the one answer, whose record travels as a memfd too, since a record may be
 // longer than a packet. An operation that must not go on before the host has
@@ -67,8 +68,8 @@ type Answer struct {
 const (
 	maxPacket  = 64 << 10 // JSON packets, both ways
 	maxSecrets = 64 << 10
-	maxRecord  = 16 << 20
-	maxChain   = 4 << 10 // JSON may need six bytes for one
+	maxRecord  = 16 << 20 // a memfd: a record, the parameters
+	maxChain   = 4 << 10  // JSON may need six bytes for one
 	socketFD   = 3
 )
 
@@ -76,7 +77,6 @@ const (
 type opening struct {
 	Verb    string `json:"verb"`
 	Secrets int    `json:"secrets"` // bytes of the second packet; -1: none comes
-	Params  Params `json:"params"`
 }
 
 // packet is everything that comes back.
@@ -195,6 +195,25 @@ func claim(oob []byte) (files []*os.File, err error) {
 		}
 	}
 	return files, nil
+}
+
+// sendWith sends a packet with a descriptor, if f is not nil.
+func sendWith(c *net.UnixConn, data []byte, f *os.File) error {
+	if f == nil {
+		_, err := c.Write(data)
+		return err
+	}
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sendErr error
+	if err := rc.Control(func(fd uintptr) {
+		_, _, sendErr = c.WriteMsgUnix(data, unix.UnixRights(int(fd)), nil)
+	}); err != nil {
+		return err
+	}
+	return sendErr
 }
 
 // sealed returns a memfd with the data that nobody can change any more, read

@@ -117,9 +117,10 @@ func readRequest(record *os.File, conn *net.UnixConn) (r Request, err error) {
 	if err != nil {
 		return r, fmt.Errorf("read request: %w", err)
 	}
-	if f != nil {
-		_ = f.Close()
+	if f == nil {
+		return r, errors.New("read request: no parameters came along")
 	}
+	defer func() { _ = f.Close() }()
 	var o opening
 	if err := json.Unmarshal(data, &o); err != nil {
 		return r, fmt.Errorf("read request: %w", err)
@@ -127,7 +128,14 @@ func readRequest(record *os.File, conn *net.UnixConn) (r Request, err error) {
 	if o.Secrets > maxSecrets {
 		return r, errors.New("read request: secrets are too long")
 	}
-	r.Verb, r.Params = o.Verb, o.Params
+	r.Verb = o.Verb
+	params, err := readRecord(f)
+	if err == nil {
+		err = json.Unmarshal(params, &r.Params)
+	}
+	if err != nil {
+		return r, fmt.Errorf("read parameters: %w", err)
+	}
 	if r.Record, err = readRecord(record); err != nil {
 		return r, err
 	}
@@ -203,19 +211,5 @@ func (u *uplink) send(p packet, f *os.File) error {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if f == nil {
-		_, err = u.conn.Write(data)
-		return err
-	}
-	rc, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var sendErr error
-	if err := rc.Control(func(fd uintptr) {
-		_, _, sendErr = u.conn.WriteMsgUnix(data, unix.UnixRights(int(fd)), nil)
-	}); err != nil {
-		return err
-	}
-	return sendErr
+	return sendWith(u.conn, data, f)
 }

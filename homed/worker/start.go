@@ -65,10 +65,22 @@ func Start(ctx context.Context, program string, r Request) (*Process, error) {
 	if secrets > maxSecrets {
 		return nil, fault.Newf(fault.InvalidArgs, op, "The secrets are too long.")
 	}
-	first, err := json.Marshal(opening{Verb: r.Verb, Secrets: secrets, Params: r.Params})
+	first, err := json.Marshal(opening{Verb: r.Verb, Secrets: secrets})
 	if err != nil {
 		return nil, fault.New(fault.WorkerFailed, op, err)
 	}
+	text, err := json.Marshal(r.Params)
+	if err == nil && len(text) > maxRecord {
+		err = fmt.Errorf("parameters of %d bytes, there are too many keys", len(text))
+	}
+	if err != nil {
+		return nil, fault.New(fault.WorkerFailed, op, err)
+	}
+	params, err := sealed("parameters", text)
+	if err != nil {
+		return nil, fault.New(fault.WorkerFailed, op, err)
+	}
+	defer func() { _ = params.Close() }()
 	record, err := sealed("record", r.Record)
 	if err != nil {
 		return nil, fault.New(fault.WorkerFailed, op, err)
@@ -80,7 +92,7 @@ func Start(ctx context.Context, program string, r Request) (*Process, error) {
 	}
 	defer func() { _ = theirs.Close() }()
 	// Both packets go out before the worker exists: the socket holds them.
-	_, err = ours.Write(first)
+	err = sendWith(ours, first, params)
 	if err == nil && secrets > 0 {
 		err = r.Secrets.Use(func(p []byte) error {
 			_, err := ours.Write(p)

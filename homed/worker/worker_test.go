@@ -30,6 +30,9 @@ var verbs = map[string]func(context.Context, Request, Uplink) ([]byte, error){
 		})
 		return []byte(text), err
 	},
+	"keys": func(_ context.Context, r Request, _ Uplink) ([]byte, error) {
+		return fmt.Appendf(nil, "%d keys, last %s", len(r.Params.Keys), r.Params.Keys[fmt.Sprint(len(r.Params.Keys)-1)]), nil
+	},
 	"nothing": func(context.Context, Request, Uplink) ([]byte, error) { return nil, nil },
 	"wrong": func(context.Context, Request, Uplink) ([]byte, error) {
 		e := fault.Newf(fault.BadHomeSize, "resize", "4G is too small.")
@@ -146,6 +149,22 @@ func TestRequestArrivesWhole(t *testing.T) {
 	a, _ = end(t, start(t, t.Context(), Request{Verb: "echo", Record: []byte("{}")}))
 	if a.Err != nil || !strings.HasSuffix(string(a.Record), "none") {
 		t.Errorf("without secrets: %q, %v", a.Record, a.Err)
+	}
+}
+
+// TestManyKeys: how many keys count is not for a packet's size to say.
+func TestManyKeys(t *testing.T) {
+	keys := map[string]string{}
+	for i := range 2000 {
+		keys[fmt.Sprint(i)] = strings.Repeat("k", 113)
+	}
+	a, _ := end(t, start(t, t.Context(), Request{Verb: "keys", Record: []byte("{}"), Params: Params{Keys: keys}}))
+	if a.Err != nil || string(a.Record) != "2000 keys, last "+keys["0"] {
+		t.Errorf("got %q, %v", a.Record, a.Err)
+	}
+	keys["0"] = strings.Repeat("k", maxRecord)
+	if _, err := Start(t.Context(), "/bin/false", Request{Verb: "keys", Record: []byte("{}"), Params: Params{Keys: keys}}); !fault.Is(err, fault.WorkerFailed) {
+		t.Errorf("too many keys: %v", err)
 	}
 }
 
