@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"hearth/homed/manager"
 	"hearth/internal/fault"
 	"hearth/internal/secret"
 	"hearth/records"
@@ -17,8 +16,8 @@ const badPasswordPause = 3 * time.Second
 // multiple of three seconds, one that was never given at once. The caller waits
 // here and not in the worker, so that nobody waits with him: neither who wants
 // the same home nor the daemon.
-func slowDown(ctx context.Context, op *manager.Operation, err error, spent time.Duration) {
-	p := penalty(err, spent, op.Secrets, op.OldSecrets)
+func slowDown(ctx context.Context, err error, spent time.Duration) {
+	p := penalty(err, spent)
 	if p == 0 {
 		return
 	}
@@ -31,10 +30,15 @@ func slowDown(ctx context.Context, op *manager.Operation, err error, spent time.
 }
 
 // penalty is how long the caller has yet to wait.
-func penalty(err error, spent time.Duration, sections ...*secret.Bytes) time.Duration {
+func penalty(err error, spent time.Duration) time.Duration {
 	if !fault.Is(err, fault.BadPassword) && !fault.Is(err, fault.BadRecoveryKey) {
 		return 0
 	}
+	return badPasswordPause - spent%badPasswordPause
+}
+
+// guesses reports whether any of the secret sections offers a password.
+func guesses(sections ...*secret.Bytes) bool {
 	for _, section := range sections {
 		s, err := records.ParseSecrets(section)
 		if err != nil {
@@ -43,8 +47,8 @@ func penalty(err error, spent time.Duration, sections ...*secret.Bytes) time.Dur
 		given := len(s.Passwords) > 0
 		s.Close()
 		if given {
-			return badPasswordPause - spent%badPasswordPause
+			return true
 		}
 	}
-	return 0
+	return false
 }

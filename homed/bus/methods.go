@@ -168,9 +168,12 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 		return nil, s.unsupported(ctx, c)
 	}
 	op := manager.Operation{Verb: verb, Caller: c.uid, Posted: c.posted}
+	handedOver := false
 	defer func() {
-		op.Secrets.Close()
-		op.OldSecrets.Close()
+		if !handedOver {
+			op.Secrets.Close()
+			op.OldSecrets.Close()
+		}
 	}()
 	target := n.home
 	named := -1 // the argument that is the user's name
@@ -237,9 +240,12 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 			return nil, err
 		}
 	}
-	begin := time.Now()
+	begin, guess := time.Now(), guesses(op.Secrets, op.OldSecrets)
+	handedOver = true
 	result, err := s.o.Manager.Do(ctx, op)
-	slowDown(ctx, &op, err, time.Since(begin))
+	if guess {
+		slowDown(ctx, err, time.Since(begin))
+	}
 	if result.Reference != nil {
 		c.files = append(c.files, result.Reference)
 	}

@@ -89,6 +89,10 @@ func (s State) Busy() bool {
 	return true
 }
 
+// WorksTwice reports whether a second worker follows the one that runs in this
+// state, with the same secrets.
+func (s State) WorksTwice() bool { return s == FixatingForActivation || s == FixatingForAcquire }
+
 // IsActive reports whether the home directory can be used by its owner in
 // this state: clients then get the real shell and home directory.
 func (s State) IsActive() bool {

@@ -95,7 +95,8 @@ type Operation struct {
 	Key  Key
 	// Record is the record given, for Create, Register and Update.
 	Record *records.Record
-	// Secrets is a raw secret section or nil: borrowed until Do returns.
+	// Secrets is a raw secret section or nil. Do takes both over, and closes them
+	// once the worker has them.
 	Secrets, OldSecrets *secret.Bytes
 	PleaseSuspend       bool
 	// Caller is the uid of who asks, 0 for root and for the daemon itself.

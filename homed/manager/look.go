@@ -22,8 +22,14 @@ func (m *Manager) look(e *entry) home.Presence {
 	switch {
 	case err == nil && s == presence.Active:
 		return home.SeenMounted
-	case e.view.Storage == "" || e.view.Storage == "cifs":
-		// No storage chosen yet, or one that shows only when it is mounted.
+	case e.view.Storage == "":
+		// None chosen yet: the home directory is all there could be.
+		if _, err := os.Lstat(e.view.HomeDirectory); errors.Is(err, fs.ErrNotExist) {
+			return home.SeenAbsent
+		}
+		return home.SeenUnclear
+	case e.view.Storage == "cifs":
+		// It shows only when it is mounted.
 		return home.SeenUnclear
 	case err != nil:
 		return home.SeenInactive

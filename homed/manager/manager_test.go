@@ -57,6 +57,12 @@ func operate(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, e
 			UID: v.UID, GID: v.GID, HasUID: true}).Compact()
 	}
 	embedded := func() (*records.Record, error) {
+		for exists(v.ImagePath + ".slow") {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if exists(v.ImagePath + ".unvouched") {
+			return nil, fault.New(fault.BadSignature, "judge record in header", nil)
+		}
 		text, err := os.ReadFile(v.ImagePath)
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, fault.New(fault.HomeAbsent, "open image", err)

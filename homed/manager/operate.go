@@ -18,8 +18,8 @@ import (
 // call is an operation that waits for its answer.
 type call struct {
 	op        Operation
-	secrets   *secret.Bytes // our own copy; the worker may start after the caller left
-	fresh     *secret.Bytes // likewise the new passwords among them, for ChangePassword
+	secrets   *secret.Bytes // until the worker has them, which may start after the caller left
+	fresh     *secret.Bytes // the new passwords among them, for ChangePassword
 	wantsInfo bool
 	reply     chan answer // of one
 	all       *collective // instead of reply: part of an operation on all homes
@@ -39,25 +39,29 @@ func (c *call) finish(a answer) {
 	c.reply <- a
 }
 
+// close wipes the secrets: nobody needs them after the worker has them.
 func (c *call) close() {
-	c.secrets.Close()
-	c.fresh.Close()
+	for _, p := range []**secret.Bytes{&c.secrets, &c.fresh, &c.op.Secrets, &c.op.OldSecrets} {
+		(*p).Close()
+		*p = nil
+	}
 }
 
-// keepSecrets copies what the caller lent. Faults: NoMemory, InvalidArgs.
-func (c *call) keepSecrets() (err error) {
-	if c.op.Secrets != nil {
-		if c.secrets, err = c.op.Secrets.Clone(); err != nil {
-			return fault.New(fault.NoMemory, "keep secrets", err)
-		}
-	}
+// refused ends a call that never reached the loop.
+func (c *call) refused(err error) (Result, error) {
+	c.close()
+	return Result{}, err
+}
+
+// takeSecrets makes the secrets of the operation the call's. Faults: NoMemory,
+// InvalidArgs.
+func (c *call) takeSecrets() (err error) {
+	c.secrets, c.op.Secrets = c.op.Secrets, nil
 	if c.op.Verb != home.ChangePassword {
 		return nil
 	}
-	c.fresh, c.secrets = c.secrets, nil
-	if c.secrets, err = merged(c.op.Secrets, c.op.OldSecrets); err != nil {
-		c.close()
-	}
+	c.fresh = c.secrets
+	c.secrets, err = merged(c.fresh, c.op.OldSecrets)
 	return err
 }
 
@@ -107,18 +111,18 @@ func notBuilt(v home.Verb) error {
 // only the waiting ends: the operation goes on, and the reference it may yield
 // is closed.
 func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
+	c := &call{op: op, reply: make(chan answer, 1)}
 	switch op.Verb {
 	case home.Resize, home.Rebalance, home.Adopt:
-		return Result{}, notBuilt(op.Verb)
+		return c.refused(notBuilt(op.Verb))
 	case home.Create, home.Register:
-		return m.introduce(ctx, op)
+		return m.introduce(ctx, c)
 	}
 	if err := m.admitChange(op); err != nil {
-		return Result{}, fault.For(op.Key.Name, err)
+		return c.refused(fault.For(op.Key.Name, err))
 	}
-	c := &call{op: op, reply: make(chan answer, 1)}
-	if err := c.keepSecrets(); err != nil {
-		return Result{}, err
+	if err := c.takeSecrets(); err != nil {
+		return c.refused(err)
 	}
 	err := m.ask(ctx, func() {
 		switch {
@@ -141,8 +145,7 @@ func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
 		}
 	})
 	if err != nil {
-		c.close()
-		return Result{}, err
+		return c.refused(err)
 	}
 	return m.await(ctx, c)
 }
@@ -285,6 +288,9 @@ func (m *Manager) work(e *entry, s home.Start, subject records.Subject, secrets 
 		return err
 	}
 	log.Debug("worker started")
+	if c := m.calls[s.Call.ID]; c != nil && !e.home.Stored.WorksTwice() {
+		c.close()
+	}
 	m.workers++
 	uid := e.view.UID
 	go func() {
@@ -488,20 +494,19 @@ func sameSet(a, b []string) bool {
 }
 
 // introduce takes a new record: Register keeps it, Create makes its home.
-func (m *Manager) introduce(ctx context.Context, op Operation) (Result, error) {
+func (m *Manager) introduce(ctx context.Context, c *call) (Result, error) {
+	op := c.op
 	if op.Record == nil {
-		return Result{}, fault.New(fault.InvalidArgs, string(op.Verb), errors.New("no record"))
+		return c.refused(fault.New(fault.InvalidArgs, string(op.Verb), errors.New("no record")))
 	}
 	name := op.Record.UserName()
 	v, err := m.vet(ctx, op.Record.WithoutSecret())
 	if err != nil {
-		return Result{}, fault.For(name, err)
+		return c.refused(fault.For(name, err))
 	}
-	c := &call{op: op, reply: make(chan answer, 1), wantsInfo: true}
-	if op.Verb == home.Create && op.Secrets != nil {
-		if c.secrets, err = op.Secrets.Clone(); err != nil {
-			return Result{}, fault.New(fault.NoMemory, "keep secrets", err)
-		}
+	c.wantsInfo = true
+	if err := c.takeSecrets(); err != nil {
+		return c.refused(err)
 	}
 	if err := m.ask(ctx, func() {
 		if m.stopping {
@@ -526,8 +531,7 @@ func (m *Manager) introduce(ctx context.Context, op Operation) (Result, error) {
 		m.say(e)
 		c.finish(answer{result: Result{Info: m.snapshot(e).info(m)}})
 	}); err != nil {
-		c.secrets.Close()
-		return Result{}, err
+		return c.refused(err)
 	}
 	return m.await(ctx, c)
 }

@@ -70,7 +70,7 @@ func TestKeysOfOthers(t *testing.T) {
 	d.stop()
 
 	d = boot(t, dir)
-	d.state("ann", "inactive")
+	d.state("ann", "absent")
 	d.state("bob", "inactive")
 	kind(t, "adding it under another name", d.AddSigningKey(t.Context(), "again.public", o.public), fault.InvalidArgs)
 	if err := d.RemoveSigningKey(t.Context(), "other.public"); err != nil {
@@ -78,7 +78,7 @@ func TestKeysOfOthers(t *testing.T) {
 	}
 	kind(t, "registering with a removed key", register("cid"), fault.BadSignature)
 	kind(t, "removing it again", d.RemoveSigningKey(t.Context(), "other.public"), fault.InvalidArgs)
-	d.state("ann", "inactive") // who is loaded stays
+	d.state("ann", "absent") // who is loaded stays
 	d.stop()
 
 	d = boot(t, dir)
