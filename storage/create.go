@@ -11,6 +11,7 @@ import (
 	"hearth/records"
 	"hearth/storage/fsops"
 	"hearth/storage/mounts"
+	"hearth/storage/presence"
 )
 
 // create makes a new area and fills it. It becomes visible as the last step;
@@ -33,6 +34,10 @@ func (f *flow) create(ctx context.Context) (out *records.Record, err error) {
 	there, err := imageThere(f.view.ImagePath)
 	if err != nil {
 		return nil, err
+	}
+	// Of a block device the backend decides whether it is free.
+	if seen, err := presence.Look(presence.Area{Storage: f.view.Storage, ImagePath: f.view.ImagePath}); err == nil && seen == presence.Unclear {
+		there = false
 	}
 	if there {
 		return nil, fault.New(fault.FileExists, "create", fmt.Errorf("%s: %w", f.view.ImagePath, os.ErrExist))

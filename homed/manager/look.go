@@ -31,6 +31,8 @@ func (m *Manager) look(e *entry) home.Presence {
 	case e.view.Storage == "cifs":
 		// It shows only when it is mounted.
 		return home.SeenUnclear
+	case err == nil && s == presence.Unclear:
+		return home.SeenUnclear
 	case err != nil:
 		return home.SeenInactive
 	case s == presence.Absent:

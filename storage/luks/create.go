@@ -52,15 +52,16 @@ func (Backend) Create(ctx context.Context, a storage.Area, c *storage.Credential
 			err = errors.Join(err, s.Close(ctx))
 		}
 	}()
-	image, size, err := newImage(a, s, r)
+	s.Found.ImagePath = a.ImagePath
+	var w window
+	if device(a.ImagePath) {
+		w, err = claimDevice(ctx, a, s, &r)
+	} else {
+		w, err = newImage(a, s, r)
+	}
 	if err != nil {
 		return nil, err
 	}
-	part, err := partition(a, image, size, r)
-	if err != nil {
-		return nil, err
-	}
-	w := window{file: image, offset: part.Offset, size: part.Size}
 	h, err := format(ctx, a, s, w, r, c.Passphrases)
 	if err != nil {
 		return nil, err
@@ -83,13 +84,12 @@ func (Backend) Create(ctx context.Context, a storage.Area, c *storage.Credential
 	if err != nil {
 		// The program sees an input/output error where a sparse image could
 		// not grow.
-		if full(image) {
+		if full(w.file) {
 			return nil, fault.New(fault.NoDiskSpace, "make file system", err)
 		}
 		return nil, err
 	}
 	s.Found.FileSystemType, s.Found.FileSystemUUID = r.fstype, r.fsUUID
-	s.Found.ImagePath = a.ImagePath
 	s.Found.PartitionUUID, s.Found.LUKSUUID = r.partitionUUID, r.luksUUID
 	s.Found.LUKSCipher, s.Found.LUKSCipherMode, s.Found.LUKSVolumeKeySize = a.LUKS.Cipher, a.LUKS.CipherMode, r.keySize
 	if err := mount(a, s, node); err != nil {
@@ -108,9 +108,6 @@ func (Backend) Create(ctx context.Context, a storage.Area, c *storage.Credential
 func plan(a storage.Area) (recipe, error) {
 	const op = "plan home area"
 	r := recipe{fstype: a.FileSystemType, sectorSize: 512, keySize: a.LUKS.VolumeKeySize}
-	if device(a.ImagePath) {
-		return r, fault.Newf(fault.NotSupported, op, "Creating a home on a block device is not built yet.")
-	}
 	if n := len(utf16.Encode([]rune(a.FullName))); n > gpt.MaxName {
 		return r, fault.Newf(fault.InvalidArgs, op, "The name %s is too long for a partition: %d instead of %d characters.", a.FullName, n, gpt.MaxName)
 	}
@@ -146,27 +143,24 @@ func plan(a storage.Area) (recipe, error) {
 	return r, nil
 }
 
-func device(path string) bool { return len(path) > 5 && path[:5] == "/dev/" }
-
 // newImage makes the image file, as large as the record wants it, under a
 // temporary name that Commit replaces by the right one.
-func newImage(a storage.Area, s *storage.Setup, r recipe) (image *os.File, size int64, err error) {
+func newImage(a storage.Area, s *storage.Setup, r recipe) (window, error) {
 	const op = "make image"
 	dir := filepath.Dir(a.ImagePath)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, 0, spaceFault(op, err)
+		return window{}, spaceFault(op, err)
 	}
 	name, err := storage.TempName(a.Rand, "homework", a.FullName+".home")
 	if err != nil {
-		return nil, 0, fmt.Errorf("%s: %w", op, err)
+		return window{}, fmt.Errorf("%s: %w", op, err)
 	}
 	temp := filepath.Join(dir, name)
 	var got int64 // how large it became
 	fd, err := unix.Open(temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, 0, spaceFault(op, err)
+		return window{}, spaceFault(op, err)
 	}
-	// Not the named result: an early return sets that to nil.
 	file := os.NewFile(uintptr(fd), temp)
 	s.Finally("close image", func(context.Context) error { return file.Close() })
 	storage.HoldUnfinished(a, file)
@@ -181,18 +175,20 @@ func newImage(a storage.Area, s *storage.Setup, r recipe) (image *os.File, size 
 		return storage.PutInPlace(temp, a.ImagePath)
 	})
 	noCOW(file)
-	if size, err = imageSize(a, file, r); err != nil {
-		return nil, 0, err
+	size, err := imageSize(a, file, r)
+	if err != nil {
+		return window{}, err
 	}
 	a.Progress("allocate", 0, uint64(size))
 	got, err = allocate(file, size, a.LUKS.Discard)
 	if err != nil {
-		return nil, 0, spaceFault(op, err)
+		return window{}, spaceFault(op, err)
 	}
 	if got < r.least {
-		return nil, 0, fault.New(fault.NoDiskSpace, op, fmt.Errorf("room for %d bytes, %d are needed", got, r.least))
+		return window{}, fault.New(fault.NoDiskSpace, op, fmt.Errorf("room for %d bytes, %d are needed", got, r.least))
 	}
-	return file, got, nil
+	part, err := partition(a, file, got, r)
+	return window{file: file, offset: part.Offset, size: part.Size}, err
 }
 
 // noCOW asks a file system that copies on write, or compresses, to leave that

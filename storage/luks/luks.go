@@ -5,8 +5,7 @@
 // are theirs, users and records its callers'.
 //
 // Not built: resizing (so a btrfs home is not shrunk at logout
-// whatever autoResizeMode says), creating on a block device, and whole disks
-// with a partition table, which are activated by their partition's path.
+// whatever autoResizeMode says).
 package luks
 
 import (

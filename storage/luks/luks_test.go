@@ -157,6 +157,14 @@ func (c *counter) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// testRecipe is what plan makes for a home without file system.
+func testRecipe() recipe {
+	return recipe{
+		partitionUUID: "00000000-0000-4000-8000-000000000001", luksUUID: "00000000-0000-4000-8000-000000000002",
+		diskGUID: "00000000-0000-4000-8000-000000000003", sectorSize: 512, keySize: 32, least: minSize,
+	}
+}
+
 // image makes a container up to the mapped device, which needs no device
 // mapper and no root.
 func image(t *testing.T, a storage.Area, passwords ...string) {
@@ -164,26 +172,19 @@ func image(t *testing.T, a storage.Area, passwords ...string) {
 	*a.LUKS.PBKDFForceIterations = 1000
 	size := uint64(24 * mib)
 	a.DiskSize = &size
-	r := recipe{
-		partitionUUID: "00000000-0000-4000-8000-000000000001", luksUUID: "00000000-0000-4000-8000-000000000002",
-		diskGUID: "00000000-0000-4000-8000-000000000003", sectorSize: 512, keySize: 32, least: minSize,
-	}
+	r := testRecipe()
 	s := &storage.Setup{}
 	defer func() {
 		if err := s.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
 	}()
-	file, got, err := newImage(a, s, r)
+	w, err := newImage(a, s, r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got != int64(size) {
+	if got := w.offset + w.size + mib; got != int64(size) {
 		t.Errorf("image has %d bytes, want %d", got, size)
-	}
-	part, err := partition(a, file, got, r)
-	if err != nil {
-		t.Fatal(err)
 	}
 	var list []*secret.Bytes
 	for _, p := range passwords {
@@ -194,7 +195,6 @@ func image(t *testing.T, a storage.Area, passwords ...string) {
 		defer b.Close()
 		list = append(list, b)
 	}
-	w := window{file: file, offset: part.Offset, size: part.Size}
 	h, err := format(t.Context(), a, s, w, r, list)
 	if err != nil {
 		t.Fatal(err)
@@ -401,11 +401,11 @@ func TestRemoveSparesWhatIsUsed(t *testing.T) {
 func TestUnfinishedImageIsLocked(t *testing.T) {
 	a := area(t, t.TempDir())
 	s := &storage.Setup{}
-	image, _, err := newImage(a, s, recipe{least: minSize})
+	w, err := newImage(a, s, testRecipe())
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := os.Open(image.Name())
+	other, err := os.Open(w.file.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -426,7 +426,7 @@ func TestCommitReplacesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &storage.Setup{}
-	if _, _, err := newImage(a, s, recipe{least: minSize}); err != nil {
+	if _, err := newImage(a, s, testRecipe()); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Commit(t.Context()); !fault.Is(err, fault.FileExists) {
@@ -448,9 +448,8 @@ func TestPlanRefuses(t *testing.T) {
 		change func(*storage.Area)
 		want   fault.Kind
 	}{
-		"block device": {func(a *storage.Area) { a.ImagePath = "/dev/sdz" }, fault.NotSupported},
-		"long name":    {func(a *storage.Area) { a.FullName = strings.Repeat("a", 37) }, fault.InvalidArgs},
-		"file system":  {func(a *storage.Area) { a.FileSystemType = "vfat" }, fault.NotSupported},
+		"long name":   {func(a *storage.Area) { a.FullName = strings.Repeat("a", 37) }, fault.InvalidArgs},
+		"file system": {func(a *storage.Area) { a.FileSystemType = "vfat" }, fault.NotSupported},
 	} {
 		a := area(t, t.TempDir())
 		c.change(&a)

@@ -93,10 +93,12 @@ func (c *container) read(a storage.Area, s *storage.Setup) error {
 	if err != nil {
 		return err
 	}
-	if c.device && part.Offset != 0 {
-		return fault.Newf(fault.NotSupported, "find home partition", "A whole disk is not activated yet; the image path has to be that of its partition.")
-	}
 	c.window = window{file: c.image, offset: part.Offset, size: part.Size}
+	if c.device && part.Offset != 0 {
+		if err := c.enterPartition(s); err != nil {
+			return err
+		}
+	}
 	if c.header, err = luks2.Read(c.window, c.window.size); err != nil {
 		return err
 	}
@@ -211,9 +213,9 @@ func (c *container) setUp(ctx context.Context, a storage.Area, s *storage.Setup)
 		return err
 	}
 	var major, minor uint32
-	if c.device {
+	if c.device && c.window.offset == 0 {
 		var err error
-		if major, minor, err = deviceNumbers(c.image); err != nil {
+		if major, minor, err = deviceNumbers(c.window.file); err != nil {
 			return fault.New(fault.IOError, "map image", err)
 		}
 	} else {

@@ -6,6 +6,7 @@ package presence
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -17,12 +18,15 @@ import (
 type State int
 
 // The states. A home that is active is that whatever its image path says; a
-// dirty one was not closed in order, and activates like any other.
+// dirty one was not closed in order, and activates like any other. Of a block
+// device whose name says nothing of what is on it, it is unclear whether there
+// is a home on it.
 const (
 	Absent State = iota
 	Inactive
 	Dirty
 	Active
+	Unclear
 )
 
 // String returns the state's name, as homectl shows it.
@@ -36,6 +40,8 @@ func (s State) String() string {
 		return "dirty"
 	case Active:
 		return "active"
+	case Unclear:
+		return "unclear"
 	}
 	return fmt.Sprintf("State(%d)", int(s))
 }
@@ -86,12 +92,25 @@ func Look(a Area) (State, error) {
 			return Dirty, nil
 		}
 		return Inactive, nil
+	case a.Storage == "luks" && kind == unix.S_IFBLK && !named(a.ImagePath):
+		return Unclear, nil
 	case a.Storage == "luks" && kind == unix.S_IFBLK:
 		return Inactive, nil
 	case a.Storage != "luks" && kind == unix.S_IFDIR:
 		return Inactive, nil
 	}
 	return Absent, fault.New(fault.UnrecognizedFormat, "look at home area "+a.ImagePath, fmt.Errorf("not storage of kind %q", a.Storage))
+}
+
+// named reports whether a device's path is there only as long as a certain
+// content is on it.
+func named(path string) bool {
+	for _, by := range []string{"uuid", "partuuid", "partlabel", "label"} {
+		if strings.HasPrefix(path, "/dev/disk/by-"+by+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 func stat(path string, st *unix.Stat_t) error {
