@@ -32,7 +32,7 @@ func verbs() []verb {
 		{"deactivate-all", "", 0, 0, "Close all home areas", advancedVerbs, runDeactivateAll},
 		{"with", "USER [COMMAND…]", 1, -1, "Run a command while a home area is open", advancedVerbs, runWith},
 		{"authenticate", "[USER…]", 0, -1, "Check the password of a home area", advancedVerbs, runAuthenticate},
-		{"adopt", "PATH…", 0, -1, "Take a home area from elsewhere into the list (not yet)", migrationVerbs, notYet("adopt")},
+		{"adopt", "PATH…", 1, -1, "Take a home area from elsewhere into the list", migrationVerbs, runAdopt},
 		{"register", "[PATH…]", 0, -1, "Take a record into the list, without storage", migrationVerbs, runRegister},
 		{"unregister", "USER…", 1, -1, "Forget a record, keep the storage", migrationVerbs, runUnregister},
 		{"list-signing-keys", "", 0, 0, "List the keys that may sign records", keyVerbs, runListSigningKeys},

@@ -20,6 +20,7 @@ import (
 	"hearth/homed/bus"
 	"hearth/homed/config"
 	"hearth/homed/manager"
+	"hearth/homed/udev"
 	"hearth/homed/userdb"
 	"hearth/internal/journal"
 	"hearth/records"
@@ -118,7 +119,7 @@ func run(log *slog.Logger, level *slog.LevelVar) error {
 	if err != nil {
 		return err
 	}
-	o := manager.Options{Config: conf, Layout: layout, Machine: machine, Log: log}
+	o := manager.Options{Config: conf, Layout: layout, Machine: machine, Log: log, Devices: udev.System{Log: log}}
 	if freezes(os.Getenv("SYSTEMD_HOME_LOCK_FREEZE_SESSION"), log) {
 		o.Freezer = bus.Freezer{Address: layout.SystemBus}
 	}

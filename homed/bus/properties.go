@@ -172,9 +172,10 @@ func (s *server) setLog(property, value string) error {
 	return fault.Newf(fault.InvalidArgs, "set log level", "There is no log level %q.", value)
 }
 
-// autoLogin lists the homes whose record asks to be logged in on the first
-// seat. Homes on block devices would name their device's seat; there are none
-// yet.
+const seat0 = "seat0" // a machine without further seats has this one
+
+// autoLogin lists the homes on a device that is plugged in, with its seat, and
+// those whose record asks to be logged in on the first seat.
 func (s *server) autoLogin(ctx context.Context) ([]autoLogin, error) {
 	list, err := s.o.Manager.List(ctx)
 	if err != nil {
@@ -183,8 +184,14 @@ func (s *server) autoLogin(ctx context.Context) ([]autoLogin, error) {
 	out := []autoLogin{}
 	for i := range list {
 		h := &list[i]
+		if h.Seat != "" {
+			out = append(out, autoLogin{h.Name, h.Seat, dbus.ObjectPath(home1.HomePath(h.Name))})
+		}
+		if h.Seat == seat0 {
+			continue
+		}
 		if h.Subject.View(s.o.Machine).Login.AutoLogin && h.State != string(home.Absent) {
-			out = append(out, autoLogin{h.Name, "seat0", dbus.ObjectPath(home1.HomePath(h.Name))})
+			out = append(out, autoLogin{h.Name, seat0, dbus.ObjectPath(home1.HomePath(h.Name))})
 		}
 	}
 	return out, nil

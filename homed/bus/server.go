@@ -31,6 +31,7 @@ type Manager interface {
 	SigningKeys(context.Context) ([]manager.SigningKey, error)
 	NewKeyName(ctx context.Context, name string) error
 	KnownKeyName(ctx context.Context, name string) error
+	Adopt(ctx context.Context, path string) error
 	AddSigningKey(ctx context.Context, name string, pem []byte) error
 	RemoveSigningKey(ctx context.Context, name string) error
 }
@@ -351,6 +352,9 @@ func (s *server) answer(ctx context.Context, c *call, turn <-chan struct{}) ([]a
 		}
 		if answer := keyMethods[method.Name]; answer != nil {
 			return answer(s, ctx, c)
+		}
+		if method.Name == "AdoptHome" {
+			return nil, s.adopt(ctx, c)
 		}
 	}
 	return s.operate(ctx, c, n)

@@ -30,6 +30,7 @@ type Layout struct {
 	BlobDir       string
 	RunDir        string // FIFOs of references
 	HomeRoot      string // scanned for images
+	DeviceLinks   string // block devices by the UUIDs of their containers
 	UserDBSocket  string
 	BusName       string
 	SystemBus     string // address; "" = the system's
@@ -51,6 +52,7 @@ func DefaultLayout(libDir string) Layout {
 		BlobDir:       "/var/cache/systemd/home",
 		RunDir:        "/run/systemd/home",
 		HomeRoot:      "/home",
+		DeviceLinks:   "/dev/disk/by-uuid",
 		UserDBSocket:  "/run/systemd/userdb/io.systemd.Home",
 		BusName:       "org.freedesktop.home1",
 		Worker:        filepath.Join(libDir, "homework"),

@@ -30,7 +30,6 @@ const (
 	Ref                  Verb = "ref"
 	RefUnrestricted      Verb = "ref-unrestricted"
 	Release              Verb = "release"
-	Adopt                Verb = "adopt"
 
 	// These three concern all homes.
 	LockAll       Verb = "lock-all"

@@ -475,6 +475,12 @@ func (c *Client) GetSigningKey(ctx context.Context, name string) (string, error)
 	return text, nil
 }
 
+// AdoptHome has a home known that lies outside of the home root. Faults:
+// InvalidArgs, FileNotFound, UnrecognizedFormat.
+func (c *Client) AdoptHome(ctx context.Context, path string) error {
+	return c.Call(ctx, "AdoptHome", path, uint64(0))
+}
+
 // AddSigningKey has records accepted that a key signed. Fault: InvalidArgs.
 func (c *Client) AddSigningKey(ctx context.Context, name, pem string) error {
 	return c.Call(ctx, "AddSigningKey", name, pem, uint64(0))

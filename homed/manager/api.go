@@ -27,6 +27,8 @@ type Options struct {
 	Log     *slog.Logger
 	// Accounts knows the accounts that are not ours; nil asks getent.
 	Accounts Accounts
+	// Devices knows block devices; nil looks for homes in the home root alone.
+	Devices Devices
 	// Freezer stops the sessions of a user whose home is locked; nil leaves
 	// them running into it.
 	Freezer Freezer
@@ -85,6 +87,9 @@ type Info struct {
 	Signed *bool
 	// Unfixated homes have no accepted record yet.
 	Unfixated bool
+	// Seat is where the block device is plugged in that the home is on; empty
+	// for other homes, and without the device.
+	Seat string
 	// Machine is the one that the record is read on.
 	Machine records.Machine
 }

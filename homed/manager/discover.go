@@ -9,10 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
-	"hearth/homed/home"
 	"hearth/records"
 )
 
@@ -34,7 +34,17 @@ type noted struct {
 // and go, until ctx ends.
 func (m *Manager) watchRoot(ctx context.Context) {
 	root := m.Layout.HomeRoot
+	if m.Devices != nil {
+		var devices sync.WaitGroup
+		defer devices.Wait()
+		listening := make(chan struct{})
+		devices.Go(func() { m.watchDevices(ctx, sync.OnceFunc(func() { close(listening) })) })
+		<-listening
+	}
 	for first := true; ctx.Err() == nil; first = false {
+		if m.Devices != nil {
+			m.scanDevices(ctx)
+		}
 		var st unix.Statfs_t
 		watchable := unix.Statfs(root, &st) == nil && !remote[uint32(st.Type)]
 		var events <-chan noted
@@ -117,6 +127,7 @@ func (m *Manager) scan(ctx context.Context, root string) {
 type candidate struct {
 	name, realm, storage, path string
 	owner                      uint32 // of a directory
+	sysPath                    string // of a device
 }
 
 // assess says whether path looks like a home: NAME[@REALM].home, a regular
@@ -130,9 +141,7 @@ func assess(path string) (candidate, bool) {
 			return c, false
 		}
 	}
-	var realm bool
-	c.name, c.realm, realm = strings.Cut(stem, "@")
-	if !records.ValidName(c.name) || realm && !records.ValidRealm(c.realm) {
+	if !c.named(stem) {
 		return c, false
 	}
 	var st unix.Stat_t
@@ -163,47 +172,11 @@ func directoryStorage(path string, inode uint64) string {
 	return "directory"
 }
 
-// discover makes an unfixated home of an image that nobody has a record of.
-// It asks for accounts, so it runs outside of the loop.
+// discover takes in what looks like a home at path.
 func (m *Manager) discover(ctx context.Context, path string) {
-	c, ok := assess(path)
-	if !ok {
-		return
+	if c, ok := assess(path); ok {
+		_ = m.found(ctx, c)
 	}
-	known := true
-	if m.ask(ctx, func() { known = m.names[c.name] != nil }) != nil || known {
-		return
-	}
-	if m.accountExists(ctx, c.name) {
-		m.log.Info("ignoring an image, an account of that name exists", "HOME_USER", c.name, "path", path)
-		return
-	}
-	uid, err := m.allocateUID(ctx, c.owner, c.name)
-	if err != nil {
-		m.log.Warn("no UID for the image found", "HOME_USER", c.name, "path", path, "error", err)
-		return
-	}
-	b := records.NewBuilder(c.name)
-	if c.realm != "" {
-		b = b.Set("realm", c.realm)
-	}
-	r, err := b.Record()
-	if err != nil {
-		m.log.Warn("cannot make a record for the image found", "HOME_USER", c.name, "path", path, "error", err)
-		return
-	}
-	found := records.Bind(r.FoundAs(m.Machine.ID), m.Machine.ID, records.Binding{
-		Storage: c.storage, ImagePath: path, HomeDirectory: filepath.Join(m.Layout.HomeRoot, c.name),
-		UID: uid, GID: uid, HasUID: true,
-	})
-	_ = m.ask(ctx, func() {
-		if m.names[c.name] != nil || m.find(Key{UID: uid, ByUID: true}) != nil {
-			return
-		}
-		e := m.add(found, home.Home{Stored: home.Unfixated})
-		m.logOf(e).Info("found a home without a record, it becomes usable with its first activation", "path", path, "storage", c.storage)
-		m.say(e)
-	})
 }
 
 // allocateUID chooses a UID that nobody has: start if it is in the range, the

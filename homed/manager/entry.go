@@ -37,6 +37,8 @@ type entry struct {
 	lock     *os.File  // the locked image
 	retry    *time.Timer
 	ending   *time.Timer // the grace of a short reference
+	sysPath  string      // of the device that it was found on
+	seat     string      // to which that is attached
 	forced   bool        // a home whose storage vanished was detached by force once
 }
 

@@ -69,6 +69,9 @@ func (s snapshot) info(m *Manager) Info {
 		UID: v.UID, GID: v.GID,
 		Subject: s.subject, Signed: s.subject.SignedLocally(), Unfixated: s.state == home.Unfixated,
 	}
+	if s.state != home.Absent {
+		i.Seat = s.seat
+	}
 	live := records.LiveStatus{
 		State: string(s.state), Active: s.state.IsActive(),
 		FallbackShell: m.Layout.FallbackShell, SignedLocally: s.subject.SignedLocally(),

@@ -284,8 +284,9 @@ type snapshot struct {
 	subject records.Subject
 	view    records.View
 	state   home.State
+	seat    string
 }
 
 func (m *Manager) snapshot(e *entry) snapshot {
-	return snapshot{subject: e.subject, view: e.view, state: e.home.State(m.look(e))}
+	return snapshot{subject: e.subject, view: e.view, state: e.home.State(m.look(e)), seat: e.seat}
 }

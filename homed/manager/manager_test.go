@@ -269,6 +269,11 @@ func boot(t *testing.T, dir string) *daemon {
 
 func bootAs(t *testing.T, dir, machine string) *daemon {
 	t.Helper()
+	return bootWith(t, dir, machine, nil)
+}
+
+func bootWith(t *testing.T, dir, machine string, devices manager.Devices) *daemon {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -284,7 +289,9 @@ func bootAs(t *testing.T, dir, machine string) *daemon {
 			RecordDir: dir + "/records", KeyDirs: []string{dir + "/etc", dir + "/records"}, NewKeyDir: dir + "/records",
 			BlobDir: dir + "/blobs", RunDir: dir + "/run", HomeRoot: dir + "/home", Worker: self, FallbackShell: "/usr/lib/hearth/homeshell",
 			PasswordRules: dir + "/pwquality.conf",
+			DeviceLinks:   dir + "/links",
 		},
+		Devices:      devices,
 		Machine:      records.Machine{ID: machine, Hostname: "host"},
 		Log:          slog.New(slog.NewTextHandler(io.MultiWriter(d.logged, t.Output()), nil)),
 		Accounts:     noAccounts{"daemon": true},
@@ -517,7 +524,7 @@ func TestRefusedRecords(t *testing.T) {
 	if got := d.seen(); strings.Contains(got, "eve") {
 		t.Errorf("told: %s", got)
 	}
-	for _, v := range []home.Verb{home.Resize, home.Rebalance, home.Adopt} {
+	for _, v := range []home.Verb{home.Resize, home.Rebalance} {
 		d.fails(fault.NotSupported, v, "ann")
 	}
 	d.fails(fault.NoSuchHome, home.Activate, "nobody")

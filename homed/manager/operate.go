@@ -113,7 +113,7 @@ func notBuilt(v home.Verb) error {
 func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
 	c := &call{op: op, reply: make(chan answer, 1)}
 	switch op.Verb {
-	case home.Resize, home.Rebalance, home.Adopt:
+	case home.Resize, home.Rebalance:
 		return c.refused(notBuilt(op.Verb))
 	case home.Create, home.Register:
 		return m.introduce(ctx, c)
