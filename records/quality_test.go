@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	xcrypt "github.com/go-crypt/x/crypt"
+
 	"hearth/internal/fault"
 )
 
@@ -125,13 +127,8 @@ func TestPasswordQuality(t *testing.T) {
 		text, _, _ = strings.Cut(text, "\n")
 		return "Password too weak: " + text
 	}
-	hash := func(p string) string {
-		h, err := HashPassword(sec(t, p), strings.NewReader(strings.Repeat("s", 16)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return h
-	}
+	// Cheap to compute, unlike what HashPassword makes.
+	hash := func(p string) string { return "$1$salt$" + string(xcrypt.KeyMD5Crypt([]byte(p), []byte("salt"))) }
 	for _, c := range []struct {
 		user, is string
 		offered  []string
