@@ -1,14 +1,11 @@
 package pamhome
 
 import (
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -24,107 +21,6 @@ func (c *call) at(path string) string { return filepath.Join("/", c.Root, path) 
 func (c *call) isDirectory(path string) bool {
 	info, err := os.Lstat(c.at(path))
 	return err == nil && info.IsDir()
-}
-
-// hasZone reports whether a time zone exists here. The name is a record's:
-// nothing that leaves the folder of zones.
-func (c *call) hasZone(name string) bool {
-	if name == "UTC" {
-		return true
-	}
-	if !filepath.IsLocal(name) {
-		return false
-	}
-	info, err := os.Stat(filepath.Join(c.at("/usr/share/zoneinfo"), name))
-	return err == nil && info.Mode().IsRegular()
-}
-
-// hasLocale reports whether a locale is installed: one that is built in, has a
-// folder, or stands in the archive of glibc.
-func (c *call) hasLocale(name string) bool {
-	language, codeset, has := strings.Cut(name, ".")
-	if !filepath.IsLocal(name) || strings.ContainsRune(name, '/') {
-		return false
-	}
-	modifier := ""
-	if has {
-		codeset, modifier, _ = strings.Cut(codeset, "@")
-	} else {
-		language, modifier, _ = strings.Cut(language, "@")
-	}
-	if (name == "C" || name == "POSIX") || language == "C" && normalCodeset(codeset) == "utf8" && modifier == "" {
-		return true
-	}
-	normal := language
-	if codeset != "" {
-		normal += "." + normalCodeset(codeset)
-	}
-	if modifier != "" {
-		normal += "@" + modifier
-	}
-	for _, n := range []string{name, normal} {
-		if c.isDirectory(filepath.Join("/usr/lib/locale", n)) {
-			return true
-		}
-	}
-	archive, err := os.Open(c.at("/usr/lib/locale/locale-archive"))
-	if err != nil {
-		return false
-	}
-	defer func() { _ = archive.Close() }()
-	names, err := archiveNames(archive)
-	return err == nil && slices.Contains(names, normal)
-}
-
-// normalCodeset spells a codeset as locale folders do: UTF-8 is utf8.
-func normalCodeset(s string) string {
-	s = strings.ToLower(s)
-	return strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
-			return r
-		}
-		return -1
-	}, s)
-}
-
-// archiveNames lists the locales of an archive of glibc (locarchive.h): a
-// header of 32-bit numbers, a hash table of (hash, offset of the name, offset
-// of the locale), and the names. Debian's holds some dozens.
-func archiveNames(r io.ReaderAt) ([]string, error) {
-	const magic, maxNames = 0xde020109, 1 << 16
-	var head [16]byte
-	if _, err := r.ReadAt(head[:], 0); err != nil {
-		return nil, err
-	}
-	word := func(b []byte, n int) uint32 { return binary.NativeEndian.Uint32(b[4*n:]) }
-	// After magic and serial: offset, used and size of the table; the size
-	// stands in a fifth word.
-	var size [4]byte
-	if _, err := r.ReadAt(size[:], 16); err != nil {
-		return nil, err
-	}
-	offset, entries := word(head[:], 2), binary.NativeEndian.Uint32(size[:])
-	if word(head[:], 0) != magic || entries > maxNames {
-		return nil, errors.New("no locale archive")
-	}
-	table := make([]byte, 12*entries)
-	if _, err := r.ReadAt(table, int64(offset)); err != nil {
-		return nil, err
-	}
-	var names []string
-	for ; len(table) > 0; table = table[12:] {
-		if word(table, 2) == 0 {
-			continue
-		}
-		var name [64]byte
-		n, err := r.ReadAt(name[:], int64(word(table, 1)))
-		if err != nil && n == 0 {
-			return nil, err
-		}
-		text, _, _ := strings.Cut(string(name[:n]), "\x00")
-		names = append(names, text)
-	}
-	return names, nil
 }
 
 // serverTerminal finds the virtual terminal of the X server of a local

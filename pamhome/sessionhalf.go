@@ -291,7 +291,7 @@ func (c *call) applySettings(v records.View, seat bool) {
 		service = *c.Start.Service
 	}
 	s := session.From(v, c.session, service, seat, session.Machine{
-		TimeZone: c.hasZone, Locale: c.hasLocale, Kernel: session.Capabilities(c.Start.Bounding),
+		TimeZone: session.Zone, Locale: session.Locale, Kernel: session.Capabilities(c.Start.Bounding),
 	})
 	for _, w := range s.Warnings {
 		c.log(logWarning, "%s", w)

@@ -1,9 +1,7 @@
 package pamhome
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
@@ -294,59 +292,6 @@ func TestShellCredentials(t *testing.T) {
 	if got := l.envLine(); got != "  PAM env: HOME=/home/bob" {
 		t.Error(got)
 	}
-}
-
-// archive writes a locale archive as glibc does.
-func archive(names ...string) []byte {
-	u32 := binary.NativeEndian.AppendUint32
-	const header = 56
-	size := len(names) + 2
-	var table, text []byte
-	for _, n := range append(names, "", "") {
-		if n == "" {
-			table = append(table, make([]byte, 12)...)
-			continue
-		}
-		table = u32(table, 1)
-		table = u32(table, uint32(header+12*size+len(text)))
-		table = u32(table, 99)
-		text = append(append(text, n...), 0)
-	}
-	b := u32(nil, 0xde020109)
-	for _, n := range []int{1, header, len(names), size} {
-		b = u32(b, uint32(n))
-	}
-	b = append(b, make([]byte, header-len(b))...)
-	return append(append(b, table...), text...)
-}
-
-func TestLocale(t *testing.T) {
-	c := &call{Hook: Hook{Root: t.TempDir()}}
-	dir := filepath.Join(c.Root, "usr/lib/locale")
-	if err := os.MkdirAll(filepath.Join(dir, "fr_FR.utf8"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "locale-archive"), archive("de_DE.utf8", "sr_RS.utf8@latin"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range map[string]bool{
-		"C": true, "POSIX": true, "C.UTF-8": true, "C.utf8": true, "de_DE.UTF-8": true, "de_DE.utf8": true, "fr_FR.UTF-8": true,
-		"sr_RS.UTF-8@latin": true, "sr_RS@latin": false, "de_DE": false, "es_ES.UTF-8": false, "../x": false, "": false, "C.UTF-8@x": false,
-	} {
-		if got := c.hasLocale(name); got != want {
-			t.Errorf("%s: %v", name, got)
-		}
-	}
-}
-
-func FuzzLocaleArchive(f *testing.F) {
-	f.Add(archive("de_DE.utf8"))
-	f.Add(archive())
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if names, err := archiveNames(bytes.NewReader(b)); err != nil && names != nil {
-			t.Error("names and an error")
-		}
-	})
 }
 
 func TestTerminalOf(t *testing.T) {
