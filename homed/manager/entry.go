@@ -33,6 +33,7 @@ type entry struct {
 	refs     [2]*reference
 	heldFrom time.Time // when the last reference was given
 	acquired bool      // whether it came from Acquire
+	noted    bool      // its note is there
 	pin      *os.File  // the home directory, so that nobody unmounts it by accident
 	lock     *os.File  // the locked image
 	retry    *time.Timer
@@ -190,6 +191,11 @@ func (m *Manager) settle(e *entry) {
 	if e.ending != nil && (!state.IsActive() || e.home.Referenced()) {
 		e.ending.Stop()
 		e.ending = nil
+	}
+	if !e.home.Referenced() && !state.Busy() && !state.IsActive() && state != home.Locked {
+		// Closed by hand before the grace of its last reference was over. Who
+		// opens it by hand next is not to lose it at a restart.
+		m.removeNote(e)
 	}
 }
 

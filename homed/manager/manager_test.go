@@ -779,18 +779,28 @@ func TestRestartWhileActive(t *testing.T) {
 	testenv.Need(t, "root")
 	dir := testenv.Scratch(t)
 	d := boot(t, dir)
-	for _, n := range []string{"ann", "bob", "carl"} {
+	for _, n := range []string{"ann", "bob", "carl", "dora", "emil"} {
 		if err := d.create(newRecord(t, n)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	d.must(home.Activate, "ann", password)
+	// Closed by hand before the grace of its reference was over, and opened
+	// by hand.
+	_ = d.must(home.Acquire, "dora", password).Reference.Close()
+	d.must(home.Deactivate, "dora")
+	d.must(home.Activate, "dora", password)
+	early := d.must(home.RefUnrestricted, "emil").Reference
+	defer early.Close()
 	held := d.must(home.Acquire, "bob", password).Reference
 	left := d.must(home.Acquire, "carl", password).Reference
 	d.stop()
 	_ = left.Close()
 	d = boot(t, dir)
 	d.state("ann", "active") // by hand: stays
+	d.state("dora", "active")
+	d.state("emil", "inactive")
+	d.must(home.ActivateIfReferenced, "emil", password)
 	d.state("bob", "active") // somebody still holds it
 	if d.lockable("ann") {
 		t.Error("after a restart nobody has the lock of an active home's image")

@@ -28,6 +28,13 @@ func (m *Manager) notePath(e *entry) string {
 	return filepath.Join(m.Layout.RunDir, e.name+".referenced")
 }
 
+func (m *Manager) removeNote(e *entry) {
+	if e.noted {
+		_ = os.Remove(m.notePath(e))
+		e.noted = false
+	}
+}
+
 // openFIFO makes the FIFO if need be and opens one end of it.
 func (m *Manager) openFIFO(e *entry, k home.RefKind, flag int) (*os.File, error) {
 	if err := os.MkdirAll(m.Layout.RunDir, 0o755); err != nil {
@@ -70,7 +77,7 @@ func (m *Manager) giveReference(e *entry, k home.RefKind, acquired bool) (*os.Fi
 		}
 		return nil, err
 	}
-	e.heldFrom, e.acquired = m.Now(), acquired
+	e.heldFrom, e.acquired, e.noted = m.Now(), acquired, true
 	if err := os.WriteFile(m.notePath(e), nil, 0o600); err != nil {
 		m.logOf(e).Warn("cannot note that the home is referenced", "error", err)
 	}
@@ -152,7 +159,7 @@ func (m *Manager) endReferences(e *entry) {
 	if e.gone || e.home.Referenced() {
 		return
 	}
-	_ = os.Remove(m.notePath(e))
+	m.removeNote(e)
 	m.step(e, home.ReferenceEnded{})
 }
 
@@ -176,9 +183,11 @@ func hungUp(f *os.File) bool {
 	return hup
 }
 
-// recoverReferences finds out, after a restart, who still refers to a mounted
-// home: old write ends and a new read end meet in the same FIFO.
+// recoverReferences finds out, after a restart, who still refers to a home: old
+// write ends and a new read end meet in the same FIFO.
 func (m *Manager) recoverReferences(e *entry) {
+	_, err := os.Lstat(m.notePath(e))
+	e.noted = err == nil
 	for k := range fifoSuffix {
 		kind := home.RefKind(k)
 		if _, err := os.Lstat(m.fifoPath(e, kind)); err != nil {
@@ -200,8 +209,8 @@ func (m *Manager) recoverReferences(e *entry) {
 	if e.home.Referenced() {
 		return
 	}
-	if _, err := os.Lstat(m.notePath(e)); err == nil {
-		m.logOf(e).Info("nobody refers to the home any more, deactivating it")
+	if e.noted {
+		m.logOf(e).Info("nobody refers to the home any more")
 		m.endReferences(e)
 	}
 }

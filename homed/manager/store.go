@@ -81,8 +81,8 @@ func (m *Manager) loadRecord(name string) error {
 	if m.look(e) == home.SeenMounted {
 		m.settle(e)
 		m.retakeLock(e)
-		m.recoverReferences(e)
 	}
+	m.recoverReferences(e)
 	return nil
 }
 
