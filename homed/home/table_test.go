@@ -267,6 +267,15 @@ func TestStories(t *testing.T) {
 			{SeenMounted, Done{}, "deactivating: reply 2, arm, start deactivate"},
 			{SeenInactive, Done{}, "inactive: "},
 		}},
+		"locked home and a logout that waits": {Home{Stored: Locked}, []turn{
+			{SeenMounted, ReferenceEnded{}, "locked: "},
+			{SeenMounted, Call{ID: 1, Verb: Release}, "locked: reply 1 HomeLocked"},
+			{SeenMounted, Call{ID: 2, Verb: Deactivate}, "locked: reply 2 HomeLocked"},
+		}},
+		"a lingering home is activated, then something else is asked": {Home{Armed: true}, []turn{
+			{SeenMounted, Call{ID: 1, Verb: Activate}, "active: reply 1"},
+			{SeenMounted, Call{ID: 2, Verb: Deactivate}, "deactivating: arm, start deactivate"},
+		}},
 		"locked home is acquired again": {Home{Stored: Locked}, []turn{
 			{SeenMounted, ReferenceEnded{}, "locked: "},
 			{SeenMounted, Call{ID: 1, Verb: Acquire}, "unlocking-for-acquire: start unlock!"},

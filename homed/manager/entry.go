@@ -96,6 +96,7 @@ func (m *Manager) drop(e *entry) {
 		}
 	}
 	m.letGo(e)
+	m.removeReferences(e)
 	if !e.saved {
 		_ = os.Remove(m.blobDir(e)) // if nothing is in it
 	}

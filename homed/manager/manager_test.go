@@ -741,7 +741,21 @@ func TestAFailedAcquireIsNoReference(t *testing.T) {
 	d.fails(fault.BadPassword, home.Acquire, "ann", "wrong")
 	time.Sleep(300 * time.Millisecond)
 	d.state("ann", "active")
+	if exists(d.file("run", "ann.dont-suspend")) {
+		t.Error("a reference that was not given left a FIFO behind")
+	}
 	d.must(home.Deactivate, "ann")
+	// What a removed home leaves is not the next home's of that name.
+	early := d.must(home.RefUnrestricted, "ann").Reference
+	defer early.Close()
+	d.must(home.Remove, "ann")
+	if left, err := os.ReadDir(d.file("run")); err != nil || len(left) > 0 {
+		t.Errorf("of its references %v are left, %v", left, err)
+	}
+	if err := d.create(newRecord(t, "ann")); err != nil {
+		t.Fatal(err)
+	}
+	d.fails(fault.HomeNotReferenced, home.ActivateIfReferenced, "ann", password)
 }
 
 func TestBusyHomeLingers(t *testing.T) {

@@ -35,6 +35,16 @@ func (m *Manager) removeNote(e *entry) {
 	}
 }
 
+// removeReferences deletes what is left of references on a home that is gone.
+// Whoever holds one refers to nothing from now on, not to the next home of that
+// name.
+func (m *Manager) removeReferences(e *entry) {
+	for k := range fifoSuffix {
+		_ = os.Remove(m.fifoPath(e, home.RefKind(k)))
+	}
+	_ = os.Remove(m.notePath(e))
+}
+
 // openFIFO makes the FIFO if need be and opens one end of it.
 func (m *Manager) openFIFO(e *entry, k home.RefKind, flag int) (*os.File, error) {
 	if err := os.MkdirAll(m.Layout.RunDir, 0o755); err != nil {
