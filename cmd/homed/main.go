@@ -127,15 +127,17 @@ func run(log *slog.Logger, level *slog.LevelVar) error {
 	if err != nil {
 		return err
 	}
-	notify := newNotifier()
+	notify, interval := newNotifier(), watchdogInterval()
 
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	rescan := make(chan os.Signal, 1)
+	rescan, reread := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	signal.Notify(rescan, unix.SIGUSR1)
 	defer signal.Stop(rescan)
+	signal.Notify(reread, unix.SIGHUP)
+	defer signal.Stop(reread)
 
 	// The first part that fails ends the others.
 	var parts sync.WaitGroup
@@ -150,7 +152,7 @@ func run(log *slog.Logger, level *slog.LevelVar) error {
 	start("bus", func() error {
 		return bus.Serve(ctx, bus.Options{
 			Manager: m, Address: layout.SystemBus, Name: layout.BusName, Machine: machine, Log: log, Level: level,
-			Acquired: func() { notify.send("READY=1\nSTATUS=Processing requests...") },
+			Acquired: func() { notify.send(serving) },
 		})
 	})
 	start("userdb", func() error {
@@ -159,8 +161,14 @@ func run(log *slog.Logger, level *slog.LevelVar) error {
 			Environment: os.Environ(),
 		})
 	})
+	start("watchdog", func() error {
+		watch(ctx, m, interval, notify, log)
+		return nil
+	})
 	for ctx.Err() == nil {
 		select {
+		case <-reread:
+			reload(ctx, m, layout, notify, log)
 		case <-rescan:
 			log.Info("looking for homes again")
 			m.Rescan()
