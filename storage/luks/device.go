@@ -63,9 +63,6 @@ func claimDevice(ctx context.Context, a storage.Area, s *storage.Setup, r *recip
 	if err := c.lock(ctx, s); err != nil {
 		return window{}, err
 	}
-	if err := c.isEmpty(ctx); err != nil {
-		return window{}, err
-	}
 	w := window{file: c.file}
 	var err error
 	if c.Partition {
@@ -79,6 +76,9 @@ func claimDevice(ctx context.Context, a storage.Area, s *storage.Setup, r *recip
 	}
 	if least := r.least - 2*tableSize; w.size < least {
 		return window{}, fault.New(fault.BadHomeSize, op, fmt.Errorf("%d bytes, %d are needed", w.size, least))
+	}
+	if err := c.isEmpty(ctx); err != nil {
+		return window{}, err
 	}
 	r.sectorSize = max(r.sectorSize, c.SectorSize)
 	if a.LUKS.Discard || a.LUKS.OfflineDiscard {

@@ -1,0 +1,273 @@
+package stories
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"hearth/vmtest"
+)
+
+// homeType is the type of a partition that holds a home.
+const homeType = "773f91ef-66d4-49b5-bd83-d683bf40ad16"
+
+// TestDevices makes homes on disks and partitions, plugs them in and out, hands
+// them to the real daemon and back, and takes homes in that come from elsewhere.
+func TestDevices(t *testing.T) {
+	t.Parallel()
+	const images = "../../fixtures/systemd-262-images"
+	recovery := home{set: "ext4-pbkdf2-recovery"}
+	recovery.unpack(t, images)
+	o := vmtest.Options{Suite: vmtest.Forky, Payload: []vmtest.Item{
+		{Host: recovery.image, Guest: "/srv/" + recovery.file},
+		{Host: filepath.Join(images, "local.public"), Guest: "/srv/fixtures.public"},
+	}}
+	p := install(t, o)
+	p.enable()
+	part := func(name string, f func(*product)) {
+		t.Run(name, func(t *testing.T) { f(&product{p.With(t), t}) })
+	}
+	part("disk", (*product).disks)
+	part("partition", (*product).partition)
+	part("allocation", (*product).allocation)
+	part("adopt", func(p *product) { p.adoption(recovery, images) })
+}
+
+// disk makes a block device of a new file. It is pulled out by its name.
+func (p *product) disk(file, options string) string {
+	p.t.Helper()
+	return strings.TrimSpace(p.MustSh(fmt.Sprintf("truncate -s 100M /srv/%[1]s && losetup -P -f --show %[2]s /srv/%[1]s", file, options)))
+}
+
+// pull takes a disk out and waits for what udev says of it.
+func (p *product) pull(disk string) {
+	p.t.Helper()
+	p.MustSh("losetup -d " + disk + " && udevadm settle --timeout=30")
+}
+
+// onDisk makes a home on a device.
+func (p *product) onDisk(name, device string) vmtest.Result {
+	p.t.Helper()
+	return p.Sh(fmt.Sprintf("NEWPASSWORD='%s' %s homectl create %s --storage=luks --fs-type=ext4 --image-path=%s %s", password, atMost, name, device, cheap))
+}
+
+// real runs homectl of systemd, against whoever has the bus.
+func (p *product) real(args string) {
+	p.t.Helper()
+	p.MustSh(fmt.Sprintf("PASSWORD='%s' NEWPASSWORD='%[1]s' %s /usr/bin/homectl %s", password, atMost, args))
+}
+
+func (p *product) imagePath(name string) string {
+	p.t.Helper()
+	return strings.TrimSpace(p.MustSh("homectl inspect --json=short " + name + " | jq -r '.binding[].imagePath'"))
+}
+
+func (p *product) disks() {
+	t := p.t
+	a := p.disk("disk-a", "")
+	if r := p.onDisk("ann", a); r.Code != 0 {
+		t.Fatal(r, p.Sh("journalctl -u homed -n 40 --no-pager; lsblk -f; ls -l /dev/disk/by-uuid").Stdout)
+	}
+	if s := p.state("ann"); s != "inactive" {
+		t.Errorf("a new home on a disk is %s", s)
+	}
+	path := p.imagePath("ann")
+	if !strings.HasPrefix(path, "/dev/disk/by-uuid/") {
+		t.Errorf("it is bound to %s", path)
+	}
+	p.MustSh(fmt.Sprintf(`sfdisk --verify %[1]s && test "$(readlink -f %[2]s)" = %[1]sp1 && test "$(blkid -p -o value -s LABEL %[1]sp1)" = ann
+		sfdisk --json %[1]s | jq -e '.partitiontable.partitions | length == 1 and (.[0] | (.type | ascii_downcase) == "%[3]s" and .name == "ann")'`, a, path, homeType))
+	for device, want := range map[string]string{a: "is not empty, PMBR, gpt was found on it", a + "p1": "not one for this home", "/srv": "already exists", "/dev/null": "already exists"} {
+		if r := p.onDisk("zed", device); r.Code != 1 || !strings.Contains(r.Stderr, want) {
+			t.Errorf("a home on %s: %v, want %q", device, r, want)
+		}
+	}
+
+	p.ok("activate ann")
+	p.MustSh("echo 'dear ann' >/home/ann/letter && dmsetup deps -o devname home-ann | grep -q '" + filepath.Base(a) + "p1' && findmnt -n -o OPTIONS /home/ann | grep -q discard")
+	if r := p.onDisk("zed", a); r.Code != 1 || !strings.Contains(r.Stderr, "in use") {
+		t.Errorf("a home on a disk in use: %v", r)
+	}
+	p.MustSh(atMost + "homectl deactivate ann")
+	p.closed("ann")
+	if r := p.Sh(fmt.Sprintf("PASSWORD='%s' NEWPASSWORD='%s-2' %s homectl passwd ann", password, password, atMost)); r.Code != 0 {
+		t.Error(r)
+	}
+	if r := p.with(password, "activate ann </dev/null"); r.Code != 1 {
+		t.Errorf("the former password: %v", r)
+	}
+	if r := p.Sh(fmt.Sprintf("PASSWORD='%s-2' NEWPASSWORD='%s' %s homectl passwd ann", password, password, atMost)); r.Code != 0 {
+		t.Error(r)
+	}
+
+	// Out and in.
+	p.pull(a)
+	p.becomes("ann", "absent")
+	p.says("activate ann", "plug in the necessary storage device")
+	a = strings.TrimSpace(p.MustSh("losetup -P -f --show /srv/disk-a"))
+	p.becomes("ann", "inactive")
+
+	// The real daemon opens what ours made, and ours what it made.
+	b := p.disk("disk-b", "")
+	c := p.disk("disk-c", "-b 4096")
+	if r := p.onDisk("cleo", c); r.Code != 0 {
+		t.Fatal(r)
+	}
+	p.MustSh("systemctl stop homed.service && systemctl disable homed.service && systemctl daemon-reload && systemctl start systemd-homed.service")
+	for _, user := range []string{"ann", "cleo"} {
+		p.real("activate " + user)
+		p.MustSh("echo 'from theirs' >>/home/" + user + "/letter")
+		p.real("deactivate " + user)
+	}
+	p.real("create bob --storage=luks --fs-type=ext4 --image-path=" + b + " " + cheap)
+	p.real("activate bob")
+	p.MustSh("echo 'dear bob' >/home/bob/letter")
+	p.real("deactivate bob")
+	layout := func(disk string) string {
+		return p.MustSh("sfdisk --dump " + disk + " | sed -n '/^first-lba/,$ { s/uuid=[^,]*//; s/name=.*//; s:^/dev/[^ ]*::; p }'")
+	}
+	if theirs, ours := layout(b), layout(a); theirs != ours {
+		t.Errorf("the real daemon lays a disk out as %s, ours as %s", theirs, ours)
+	}
+	p.MustSh("systemctl stop systemd-homed.service && systemctl enable --now homed.service")
+	p.ownsBus("/usr/local/lib/hearth/homed")
+	for user, letter := range map[string]string{"ann": "dear ann\nfrom theirs", "bob": "dear bob", "cleo": "from theirs"} {
+		p.ok("activate " + user)
+		if got := p.MustSh("cat /home/" + user + "/letter"); got != letter {
+			t.Errorf("%s reads %q", user, got)
+		}
+		p.MustSh(atMost + "homectl deactivate " + user)
+		p.closed(user)
+	}
+
+	// A disk without a record is found, and its record taken over.
+	p.MustSh(atMost + "homectl unregister bob && " + atMost + "homectl remove cleo")
+	p.becomes("bob", "unfixated")
+	p.becomes("cleo", "unfixated")
+	p.MustSh("cryptsetup isLuks " + c + "p1")
+	p.pull(c)
+	p.becomes("cleo", "")
+	p.MustSh("losetup -P -f /srv/disk-c -b 4096")
+	p.becomes("cleo", "unfixated")
+	p.MustSh(fmt.Sprintf(`%s busctl call org.freedesktop.home1 /org/freedesktop/home1 org.freedesktop.home1.Manager FixateHome ss cleo '{"password":["%s"]}'`, atMost, password))
+	p.becomes("cleo", "inactive")
+	if r := p.Sh(fmt.Sprintf(`busctl call org.freedesktop.home1 /org/freedesktop/home1 org.freedesktop.home1.Manager FixateHome ss cleo '{"password":["%s"]}'`, password)); r.Code == 0 || !strings.Contains(r.Stderr, "already fixated") {
+		t.Errorf("fixated twice: %v", r)
+	}
+	for _, user := range []string{"bob", "cleo"} {
+		p.ok("activate " + user)
+		p.MustSh("test -s /home/" + user + "/letter && " + atMost + "homectl deactivate " + user)
+	}
+	if got := p.MustSh("busctl --json=short get-property org.freedesktop.home1 /org/freedesktop/home1 org.freedesktop.home1.Manager AutoLogin"); !strings.Contains(got, `["bob","seat0",`) {
+		t.Errorf("logged in by themselves are %s", got)
+	}
+}
+
+// partition uses one that somebody set aside.
+func (p *product) partition() {
+	d := p.disk("disk-d", "-b 4096")
+	p.MustSh(fmt.Sprintf("printf 'size=60MiB, type=%s, name=dora\\ntype=%[1]s, name=\"other\"\\n' | sfdisk -q -X gpt %s && udevadm settle", homeType, d))
+	if r := p.onDisk("zed", d+"p2"); r.Code != 1 || !strings.Contains(r.Stderr, "not one for this home") {
+		p.t.Errorf("a home in another's partition: %v", r)
+	}
+	if r := p.onDisk("dora", d+"p1"); r.Code != 0 {
+		p.t.Fatal(r, p.Sh("journalctl -u homed -n 40 --no-pager; lsblk -f; ls -l /dev/disk/by-uuid").Stdout)
+	}
+	p.ok("activate dora")
+	p.MustSh("dmsetup table home-dora | grep -q sector_size:4096 && echo x >/home/dora/x && " + atMost + "homectl deactivate dora && sfdisk --verify " + d)
+	p.closed("dora")
+	p.pull(d)
+	p.becomes("dora", "absent")
+}
+
+// adoption takes homes from elsewhere.
+func (p *product) adoption(foreign home, images string) {
+	t := p.t
+	p.create("eve")
+	p.ok("activate eve")
+	p.MustSh("echo 'dear eve' >/home/eve/letter && " + atMost + "homectl deactivate eve && " + atMost + "homectl unregister eve && mv /home/eve.home /srv/")
+	p.becomes("eve", "")
+	p.says("adopt relative.home", "Failed to adopt home: Specified path is not absolute or not valid: relative.home")
+	p.says("adopt /none.home", "Failed to adopt home: No such file or directory")
+	p.says("adopt /etc/passwd", "Failed to adopt home: Unrecognized format of home directory: /etc/passwd")
+	p.says("adopt", "Too few arguments.")
+	if r := p.Sh("su -s /bin/sh nobody -c '" + atMost + "homectl adopt /srv/eve.home' </dev/null"); r.Code != 1 {
+		t.Errorf("anybody adopts: %v", r)
+	}
+	p.ok("adopt /srv/eve.home")
+	p.becomes("eve", "unfixated")
+	p.ok("activate eve")
+	p.MustSh("grep -q 'dear eve' /home/eve/letter && " + atMost + "homectl deactivate eve && systemctl restart homed")
+	p.becomes("eve", "inactive")
+	if got := p.imagePath("eve"); got != "/srv/eve.home" {
+		t.Errorf("eve is at %s", got)
+	}
+	if r := p.with(password, "adopt /srv/eve.home"); r.Code != 0 || r.Stderr != "" {
+		t.Errorf("adopted again: %v", r)
+	}
+
+	// One from another machine, first without its key.
+	key, err := os.ReadFile(filepath.Join(images, foreign.set, "recovery-key.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	user := foreign.user
+	p.ok("adopt /srv/" + foreign.file)
+	p.becomes(user, "unfixated")
+	if r := p.with("fixture-pw-1", "activate "+user+" </dev/null"); r.Code != 1 || !strings.Contains(r.Stderr, "not signed by any known key") {
+		t.Errorf("a home of unknown origin: %v", r)
+	}
+	p.becomes(user, "unfixated")
+	p.closed(user)
+	p.MustSh(atMost + "homectl add-signing-key /srv/fixtures.public")
+	for _, k := range []string{strings.TrimSpace(string(key)), strings.ToUpper(strings.ReplaceAll(strings.TrimSpace(string(key)), "-", "")), "fixture-pw-1"} {
+		if r := p.with(k, "activate "+user+" </dev/null"); r.Code != 0 {
+			t.Errorf("with a known key and %q: %v", k, r)
+			continue
+		}
+		p.MustSh(atMost + "homectl deactivate " + user)
+	}
+	p.closed(user)
+}
+
+// allocation looks at how much of the disk below an image holds, in use and out
+// of it, as the record wants it; and at xfs.
+func (p *product) allocation() {
+	t := p.t
+	held := func(user string) (all bool) {
+		t.Helper()
+		return strings.TrimSpace(p.MustSh("test $(($(stat -c %b /home/"+user+".home) * 512)) -ge $(stat -c %s /home/"+user+".home) && echo all || echo some")) == "all"
+	}
+	for _, c := range []struct {
+		user, options string
+		open, closed  bool // whether all of the image is allocated then
+	}{
+		{"fay", "--fs-type=ext4 --disk-size=64M", true, false},
+		{"gus", "--fs-type=ext4 --disk-size=64M --luks-discard=yes", false, false},
+		{"hal", "--fs-type=ext4 --disk-size=64M --luks-offline-discard=no", true, true},
+		{"xena", "--fs-type=xfs --disk-size=320M", true, false},
+	} {
+		if r := p.Sh(fmt.Sprintf("NEWPASSWORD='%s' %s homectl create %s --storage=luks %s %s", password, atMost, c.user, c.options, cheap)); r.Code != 0 {
+			t.Errorf("%s: %v", c.user, r)
+			continue
+		}
+		if got := held(c.user); got != c.closed {
+			t.Errorf("%s, new: all of it allocated is %v", c.options, got)
+		}
+		p.ok("activate " + c.user)
+		if got := held(c.user); got != c.open {
+			t.Errorf("%s, open: all of it allocated is %v", c.options, got)
+		}
+		// What is deleted goes back when the home is closed, if it may.
+		p.MustSh(fmt.Sprintf("cd /home/%[1]s && head -c 20M /dev/urandom >big && echo 'dear %[1]s' >letter && sync && rm big; findmnt -n -o FSTYPE /home/%[1]s", c.user))
+		p.MustSh(atMost + "homectl deactivate " + c.user)
+		if got := held(c.user); got != c.closed {
+			t.Errorf("%s, closed: all of it allocated is %v", c.options, got)
+		}
+		p.ok("activate " + c.user)
+		p.MustSh(fmt.Sprintf("grep -q 'dear %[1]s' /home/%[1]s/letter && %[2]s homectl deactivate %[1]s && %[2]s homectl remove %[1]s", c.user, atMost))
+		p.clean(c.user)
+	}
+}
