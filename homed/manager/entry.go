@@ -26,6 +26,7 @@ type entry struct {
 	said                     home.State // the state last logged
 
 	strangers strangers
+	claims    claims
 
 	todo     []home.Event // given while another was being applied
 	stepping bool
@@ -56,19 +57,9 @@ func (m *Manager) adopt(e *entry, s records.Subject) {
 
 // storeRecord is adopt for what nobody is told of, counters above all.
 func (m *Manager) storeRecord(e *entry, s records.Subject) {
-	for n, o := range m.names {
-		if o == e {
-			delete(m.names, n)
-		}
-	}
 	e.subject = s
 	e.view = s.View(m.Machine)
-	for _, a := range s.Record().Aliases() {
-		if m.names[a] == nil {
-			m.names[a] = e
-		}
-	}
-	m.names[e.name] = e
+	m.put(e)
 }
 
 // add takes a home into the set.
@@ -90,11 +81,7 @@ func (m *Manager) drop(e *entry) {
 	e.gone = true
 	m.touch(e)
 	delete(m.homes, e.name)
-	for n, o := range m.names {
-		if o == e {
-			delete(m.names, n)
-		}
-	}
+	m.remove(e)
 	m.letGo(e)
 	m.removeReferences(e)
 	if !e.saved {

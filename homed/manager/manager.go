@@ -34,8 +34,8 @@ type Manager struct {
 	rescan    chan struct{}
 
 	// The rest belongs to the loop.
-	homes       map[string]*entry // by user name
-	names       map[string]*entry // by user name and alias
+	homes map[string]*entry // by user name
+	index
 	calls       map[uint64]*call
 	lastID      uint64
 	keys        *keyring
@@ -80,7 +80,7 @@ func New(o Options) (*Manager, error) {
 		ended:   make(chan struct{}),
 		rescan:  make(chan struct{}, 1),
 		homes:   map[string]*entry{},
-		names:   map[string]*entry{},
+		index:   index{names: map[string]*entry{}, uids: map[uint32]*entry{}},
 		calls:   map[uint64]*call{},
 	}, nil
 }
@@ -211,27 +211,6 @@ func (m *Manager) announce() {
 			f(c)
 		}
 	}
-}
-
-// find returns the home that key names, or nil.
-func (m *Manager) find(key Key) *entry {
-	if key.ByUID {
-		for _, e := range m.homes {
-			if e.view.HasUID && e.view.UID == key.UID {
-				return e
-			}
-		}
-		return nil
-	}
-	if e := m.names[key.Name]; e != nil {
-		return e
-	}
-	for _, e := range m.homes {
-		if e.subject.Record().Matches(key.Name) {
-			return e
-		}
-	}
-	return nil
 }
 
 func noSuchHome(key Key) error {

@@ -1,0 +1,153 @@
+package manager_test
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"hearth/homed/config"
+	"hearth/homed/manager"
+	"hearth/internal/fault"
+	"hearth/records"
+)
+
+// populate fills dir with n signed records as a daemon left them.
+func populate(t testing.TB, dir string, n int) config.Layout {
+	t.Helper()
+	l := config.Layout{
+		RecordDir: dir + "/records", KeyDirs: []string{dir + "/records"}, NewKeyDir: dir + "/records",
+		BlobDir: dir + "/blobs", RunDir: dir + "/run", HomeRoot: dir + "/home", Worker: "/bin/false",
+	}
+	for _, d := range []string{l.RecordDir, l.RunDir, l.HomeRoot} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	private, public, err := records.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := records.NewSigner(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer signer.Close()
+	write := func(name string, text []byte, mode os.FileMode) {
+		if err := os.WriteFile(filepath.Join(l.RecordDir, name), text, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("local.private", private, 0o400)
+	write("local.public", public, 0o444)
+	for i := range n {
+		r, err := records.NewBuilder(fmt.Sprintf("user%d", i)).Set("disposition", "regular").Set("realm", "example.org").Set("storage", "luks").
+			Set("uid", uint64(100000+i)).Set("aliases", []string{fmt.Sprintf("alias%d", i)}).Set("memberOf", []string{"audio", "video"}).
+			Set("realName", "A Person of Some Name").Set("lastChangeUSec", uint64(1795334937838250)).
+			SetPrivileged("hashedPassword", []string{"$y$j9T$F5Jx5fExrKuPp53xLKQ..1$tnSYvahCwPBHKZUspmcxMfb0.WiB9W.zEaKlOBL35rC"}).Record()
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := signer.Sign(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(fmt.Sprintf("user%d.identity", i), v.Record().Pretty(), 0o600)
+	}
+	return l
+}
+
+// serveMany runs a manager until the test ends or stop is called.
+func serveMany(t testing.TB, l config.Layout) (m *manager.Manager, stop func()) {
+	t.Helper()
+	m, err := manager.New(manager.Options{Layout: l, Machine: records.Machine{ID: machineID, Hostname: "host"}, Accounts: noAccounts{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- m.Run(ctx) }()
+	<-m.Ready()
+	return m, func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestManyRecords: systemd-homed takes 500 and skips the others.
+func TestManyRecords(t *testing.T) {
+	const n = 1200
+	m, stop := serveMany(t, populate(t, t.TempDir(), n))
+	defer stop()
+	list, err := m.List(t.Context())
+	if err != nil || len(list) != n {
+		t.Fatalf("%d homes, %v", len(list), err)
+	}
+	for _, i := range []int{0, 499, 500, n - 1} {
+		for _, k := range []manager.Key{
+			{Name: fmt.Sprintf("user%d", i)}, {Name: fmt.Sprintf("alias%d", i)}, {Name: fmt.Sprintf("user%d@example.org", i)},
+			{Name: fmt.Sprintf("alias%d@example.org", i)}, {UID: uint32(100000 + i), ByUID: true},
+		} {
+			if h, err := m.Lookup(t.Context(), k); err != nil || h.UID != uint32(100000+i) {
+				t.Errorf("%+v: %s, %v", k, h.Name, err)
+			}
+		}
+	}
+	for _, k := range []manager.Key{{Name: "user1200"}, {Name: "user1@example.com"}, {Name: "@example.org"}, {Name: ""}, {UID: 99999, ByUID: true}} {
+		if _, err := m.Lookup(t.Context(), k); !fault.Is(err, fault.NoSuchHome) {
+			t.Errorf("%+v: %v", k, err)
+		}
+	}
+}
+
+// BenchmarkHomes starts with many records: how long until all are known, how
+// long a look-up takes then, and what a record costs in memory.
+func BenchmarkHomes(b *testing.B) {
+	for _, n := range []int{1000, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			l := populate(b, b.TempDir(), n)
+			heap := func() uint64 {
+				var s runtime.MemStats
+				runtime.GC()
+				runtime.ReadMemStats(&s)
+				return s.HeapAlloc
+			}
+			var start, found, missed, ended time.Duration
+			var size uint64
+			for b.Loop() {
+				before, begin := heap(), time.Now()
+				m, stop := serveMany(b, l)
+				start += time.Since(begin)
+				size += heap() - before
+				const rounds = 1000
+				begin = time.Now()
+				for i := range rounds {
+					if _, err := m.Lookup(b.Context(), manager.Key{Name: fmt.Sprintf("alias%d", i*7%n)}); err != nil {
+						b.Fatal(err)
+					}
+				}
+				found += time.Since(begin) / rounds
+				begin = time.Now()
+				for i := range rounds {
+					_, _ = m.Lookup(b.Context(), manager.Key{Name: fmt.Sprintf("nobody%d", i)})
+				}
+				missed += time.Since(begin) / rounds
+				begin = time.Now()
+				stop()
+				ended += time.Since(begin)
+			}
+			runs := float64(b.N)
+			b.ReportMetric(start.Seconds()*1000/runs, "ms-to-ready")
+			b.ReportMetric(ended.Seconds()*1000/runs, "ms-to-stop")
+			b.ReportMetric(float64(found.Nanoseconds())/1000/runs, "µs/look-up")
+			b.ReportMetric(float64(missed.Nanoseconds())/1000/runs, "µs/miss")
+			b.ReportMetric(float64(size)/1024/runs/float64(n), "KiB/home")
+		})
+	}
+}
