@@ -24,8 +24,10 @@ type Manifest map[string]string
 
 // Manifest returns what blobs the record has on machine m, and whether it says
 // anything of blobs at all: an empty manifest means none.
-func (r *Record) Manifest(m Machine) (Manifest, bool) {
-	v := r.layers(m).last("blobManifest")
+func (r *Record) Manifest(m Machine) (Manifest, bool) { return r.layers(m).manifest() }
+
+func (l layers) manifest() (Manifest, bool) {
+	v := l.last("blobManifest")
 	if v == nil {
 		return nil, false
 	}

@@ -40,12 +40,7 @@ func (e Effective) Entries(name string) int {
 }
 
 // Manifest returns the names and hashes of the blobs.
-func (e Effective) Manifest() map[string]string {
-	m := map[string]string{}
-	if v := e.all.last("blobManifest"); v.is(object) {
-		for _, b := range v.members {
-			m[b.key] = b.value.textOr("")
-		}
-	}
-	return m
+func (e Effective) Manifest() Manifest {
+	x, _ := e.all.manifest()
+	return x
 }

@@ -73,6 +73,7 @@ func (c *command) inspectOne(ctx context.Context, client *home1.Client, arg stri
 		Now:        time.Now(),
 		Zone:       time.Local,
 		Colour:     c.colour,
+		ASCII:      !speaksUTF8(os.Getenv),
 		Incomplete: incomplete,
 	}))
 	return nil

@@ -5,10 +5,10 @@ package show
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"math/bits"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -193,17 +193,13 @@ func (w *writer) loginProblem(r *records.Record) string {
 	case records.NoLongerValid:
 		return "record not valid anymore)"
 	}
-	if nologin(w.e.Text("shell")) {
+	if records.NoLogin(w.v.Shell) {
 		return "nologin shell"
 	}
 	if next, known := r.Counters(w.o.Machine.ID).NextTry(w.v, w.now()); known && next > w.now() {
 		return "ratelimit"
 	}
 	return ""
-}
-
-func nologin(shell string) bool {
-	return slices.Contains([]string{"/bin/nologin", "/sbin/nologin", "/usr/bin/nologin", "/usr/sbin/nologin", "/bin/false", "/usr/bin/false", "/bin/true", "/usr/bin/true"}, shell)
 }
 
 // passwordOK says how the password stands: by age first, then whether there is
@@ -278,14 +274,8 @@ func (w *writer) place() {
 	if n := w.v.RealName; w.e.Text("realName") != "" && n != w.v.UserName {
 		w.line("Real Name", "%s", w.paint("", n))
 	}
-	fallback := w.v.UseFallback && w.v.FallbackHomeDirectory != ""
-	dir := w.v.HomeDirectory
-	if fallback {
-		w.line("Directory", "%s", w.paint(yellow, w.v.FallbackHomeDirectory+" (fallback)"))
-		dir = w.v.FallbackHomeDirectory
-	} else {
-		w.line("Directory", "%s", w.paint("", dir))
-	}
+	a := w.v.Account()
+	w.orFallback("Directory", a.Directory, a.FallbackDirectory)
 	w.text("Default Area", "defaultArea")
 	if dir := w.e.Text("blobDirectory"); dir != "" {
 		w.line("Blob Dir.", "%s", w.paint("", dir))
@@ -300,7 +290,7 @@ func (w *writer) place() {
 	if image == "" && storage == "classic" {
 		image = w.v.HomeDirectory
 	}
-	if image != "" && image != dir {
+	if image != "" && image != a.Directory {
 		w.line("Image Path", "%s", w.paint("", image))
 	}
 	if b := w.e.Bool("removable"); b != nil {
@@ -308,25 +298,20 @@ func (w *writer) place() {
 	} else if storage != "classic" {
 		w.line("Removable", "%s", yesNo(storage == "luks" && strings.HasPrefix(w.v.ImagePath, "/dev/")))
 	}
-	if w.v.UseFallback && w.v.FallbackShell != "" {
-		shell := w.v.FallbackShell
-		// Who may not log in does not get to the fallback either.
-		if nologin(w.v.Shell) {
-			shell = w.v.Shell
-		}
-		w.line("Shell", "%s", w.paint(yellow, shell+" (fallback)"))
-	} else {
-		w.line("Shell", "%s", w.paint("", w.v.Shell))
+	w.orFallback("Shell", a.Shell, a.FallbackShell)
+}
+
+func (w *writer) orFallback(label, value string, fallback bool) {
+	value = w.paint("", value)
+	if fallback {
+		value += " " + w.paint(yellow, "(fallback)")
 	}
+	w.line(label, "%s", value)
 }
 
 func (w *writer) blobs() {
 	m := w.e.Manifest()
-	names := make([]string, 0, len(m))
-	for n := range m {
-		names = append(names, n)
-	}
-	sort.Strings(names)
+	names := slices.Sorted(maps.Keys(m))
 	for i, n := range names {
 		branch := "├─"
 		if i == len(names)-1 {
@@ -335,7 +320,7 @@ func (w *writer) blobs() {
 		if w.o.ASCII {
 			branch = map[string]string{"├─": "|-", "└─": "`-"}[branch]
 		}
-		fmt.Fprintf(w, "%14s%s %s\n", "", branch, clean(w.paint("", n+" ("+m[n]+")")))
+		fmt.Fprintf(w, "%14s%s %s\n", "", branch, clean(w.paint("", n)+" "+w.paint(grey, "("+m[n]+")")))
 	}
 }
 
