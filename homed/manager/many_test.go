@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"hearth/homed/config"
+	"hearth/homed/home"
 	"hearth/homed/manager"
 	"hearth/internal/fault"
 	"hearth/records"
@@ -103,6 +104,25 @@ func TestManyRecords(t *testing.T) {
 		if _, err := m.Lookup(t.Context(), k); !fault.Is(err, fault.NoSuchHome) {
 			t.Errorf("%+v: %v", k, err)
 		}
+	}
+	// What a home claimed is free when it is gone.
+	if _, err := m.Do(t.Context(), manager.Operation{Verb: home.Unregister, Key: manager.Key{Name: "user7"}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []manager.Key{{Name: "user7"}, {Name: "alias7"}, {Name: "alias7@example.org"}, {UID: 100007, ByUID: true}} {
+		if _, err := m.Lookup(t.Context(), k); !fault.Is(err, fault.NoSuchHome) {
+			t.Errorf("%+v: %v", k, err)
+		}
+	}
+	r, err := records.NewBuilder("alias7").Set("disposition", "regular").Set("uid", uint64(100007)).Set("aliases", []string{"user7"}).Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Do(t.Context(), manager.Operation{Verb: home.Register, Record: r}); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := m.Lookup(t.Context(), manager.Key{Name: "user7"}); err != nil || h.Name != "alias7" {
+		t.Errorf("user7 is %s, %v", h.Name, err)
 	}
 }
 
