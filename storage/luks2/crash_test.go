@@ -66,7 +66,7 @@ func lost(t *testing.T, d *fixture.Section, vk *secret.Bytes) string {
 // the record is the old one or the new one, and the way on is open.
 func TestCrash(t *testing.T) {
 	disk, vk, log := rekeyed(t)
-	subsets := 12
+	subsets := 6
 	if testing.Short() {
 		subsets = 2
 	}
@@ -100,7 +100,7 @@ func TestCrash(t *testing.T) {
 func TestCrashControl(t *testing.T) {
 	disk, vk, log := rekeyed(t)
 	caught := func(log crashtest.Log) (n int) {
-		log.States(3, 512, crashSeed, func(s crashtest.State) {
+		log.States(2, 512, crashSeed, func(s crashtest.State) {
 			d := disk.Clone().Section(0, testSize)
 			if err := s.Apply(d, 0); err != nil {
 				t.Fatal(err)
