@@ -109,17 +109,20 @@ func (Backend) Remove(ctx context.Context, a storage.Area) (err error) {
 	if err != nil {
 		return fault.New(fault.Unknown, op, err)
 	}
-	if dm.Exists(deviceName(a)) {
-		return fault.New(fault.HomeBusy, op, fmt.Errorf("%s/%s exists", dm.Dir, deviceName(a)))
-	}
-	if !info.Mode().IsRegular() {
-		a.Log.Info("block devices are not erased", "path", a.ImagePath)
-		return nil
-	}
 	s := &storage.Setup{}
 	defer func() { err = errors.Join(err, s.Close(ctx)) }()
-	if _, err := openImage(a, s); err != nil && !fault.Is(err, fault.HomeAbsent) {
-		return err
+	file := info.Mode().IsRegular()
+	if file {
+		if _, err := openImage(a, s); err != nil && !fault.Is(err, fault.HomeAbsent) {
+			return err
+		}
+	}
+	if err := clearMapped(ctx, a); err != nil {
+		return fault.New(fault.HomeBusy, op, err)
+	}
+	if !file {
+		a.Log.Info("block devices are not erased", "path", a.ImagePath)
+		return nil
 	}
 	if err := unix.Unlink(a.ImagePath); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fault.New(fault.Unknown, op, fmt.Errorf("%s: %w", a.ImagePath, err))

@@ -16,7 +16,6 @@ import (
 	"hearth/internal/fault"
 	"hearth/internal/secret"
 	"hearth/storage"
-	"hearth/storage/dm"
 	"hearth/storage/fsops"
 	"hearth/storage/gpt"
 	"hearth/storage/luks2"
@@ -44,6 +43,9 @@ type recipe struct {
 func (Backend) Create(ctx context.Context, a storage.Area, c *storage.Credentials) (_ *storage.Setup, err error) {
 	r, err := plan(a)
 	if err != nil {
+		return nil, err
+	}
+	if err := clearMapped(ctx, a); err != nil {
 		return nil, err
 	}
 	s := &storage.Setup{}
@@ -123,9 +125,6 @@ func plan(a storage.Area) (recipe, error) {
 	r.least = max(minSize, fsops.MinimumSize(r.fstype)+overhead)
 	if a.LUKS.SectorSize != 0 {
 		r.sectorSize = int(a.LUKS.SectorSize)
-	}
-	if dm.Exists(deviceName(a)) {
-		return r, fault.New(fault.FileExists, op, fmt.Errorf("%s/%s exists", dm.Dir, deviceName(a)))
 	}
 	for _, u := range []struct {
 		p     *string

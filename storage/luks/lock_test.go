@@ -1,6 +1,7 @@
 package luks
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -81,4 +82,41 @@ func TestLockKeepsNoKey(t *testing.T) {
 	gone("after a wrong password")
 	w.Must(t, storage.Unlock, storagetest.Password)
 	w.Must(t, storage.Deactivate, "")
+}
+
+// TestLeftoverDevice: a mapped device that a killed worker left keeps nobody
+// out of the home; one that is in use does.
+func TestLeftoverDevice(t *testing.T) {
+	testenv.Need(t, "root", "loop", "dm-crypt", "ext4", "mkfs.ext4")
+	w := storagetest.New(t, storagetest.Kind{
+		Storage: "luks", Backend: Backend{}, Image: true, Remains: remains,
+		Fields: map[string]any{
+			"fileSystemType": "ext4", "diskSize": 50 * mib,
+			"luksPbkdfType": "pbkdf2", "luksPbkdfForceIterations": 1000,
+		},
+	})
+	leave := func() *dm.Mapped {
+		t.Helper()
+		m, err := dm.Create(t.Context(), "home-"+w.User, "", 2048, "error", "", dm.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	leave()
+	w.Must(t, storage.Create, storagetest.Password)
+	user, err := os.Open(leave().Node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Refused(t, storage.Activate, storagetest.Password, fault.FileExists)
+	w.Refused(t, storage.Remove, "", fault.HomeBusy)
+	if err := user.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.Must(t, storage.Activate, storagetest.Password)
+	w.Must(t, storage.Deactivate, "")
+	leave()
+	w.Must(t, storage.Remove, "")
+	w.Idle(t)
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,9 +22,6 @@ import (
 	"hearth/storage/mounts"
 )
 
-// mappedWait: a device that its last user has left is on its way out.
-const mappedWait = 5 * time.Second
-
 // Open implements storage.Backend. Up to the moment that the header's record
 // is admitted it only reads.
 func (Backend) Open(ctx context.Context, a storage.Area, c *storage.Credentials) (_ *storage.Setup, err error) {
@@ -35,11 +31,11 @@ func (Backend) Open(ctx context.Context, a storage.Area, c *storage.Credentials)
 			err = errors.Join(err, s.Close(ctx))
 		}
 	}()
-	if err := checkMapped(ctx, a); err != nil {
-		return nil, err
-	}
 	img, err := openImage(a, s)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkMapped(ctx, a); err != nil {
 		return nil, err
 	}
 	if err := img.read(a, s); err != nil {
@@ -68,20 +64,31 @@ func (Backend) Open(ctx context.Context, a storage.Area, c *storage.Credentials)
 
 // checkMapped compares whether the device is there with whether the home is.
 func checkMapped(ctx context.Context, a storage.Area) error {
-	name := deviceName(a)
-	if a.Active {
-		if !dm.Exists(name) {
-			return fault.New(fault.HomeBusy, "look for mapped device", errors.New("the home is mounted without its device"))
-		}
-		return nil
+	if !a.Active {
+		return clearMapped(ctx, a)
 	}
+	if !dm.Exists(deviceName(a)) {
+		return fault.New(fault.HomeBusy, "look for mapped device", errors.New("the home is mounted without its device"))
+	}
+	return nil
+}
+
+// clearMapped makes way for the mapped device of a home that is not active. One
+// that its last user has left is on its way out, which is waited for; one
+// that nobody uses was left by a worker that was killed before it could give it
+// to a user, and would keep the home shut for ever. Call it with the image
+// locked, where there is an image. Fault: FileExists if the device is in use.
+func clearMapped(ctx context.Context, a storage.Area) error {
+	name := deviceName(a)
 	if !dm.Exists(name) {
 		return nil
 	}
-	ctx, stop := context.WithTimeout(ctx, mappedWait)
-	defer stop()
-	if err := dm.WaitGone(ctx, name); err != nil {
-		return fault.New(fault.FileExists, "look for mapped device", fmt.Errorf("%s/%s exists", dm.Dir, name))
+	err := dm.Remove(ctx, name, false)
+	if err == nil {
+		err = dm.WaitGone(ctx, name)
+	}
+	if err != nil {
+		return fault.New(fault.FileExists, "look for mapped device", fmt.Errorf("%s/%s exists: %w", dm.Dir, name, err))
 	}
 	return nil
 }
