@@ -35,8 +35,17 @@ func TestMain(m *testing.M) {
 	testenv.Main(m)
 }
 
-// start starts a worker as the daemon does.
+// start starts a worker on the world's record.
 func start(t *testing.T, w *storagetest.World, verb, pw string) *worker.Process {
+	t.Helper()
+	if pw == "" {
+		return startWith(t, w, verb, w.Record)
+	}
+	return startWith(t, w, verb, w.Record, pw)
+}
+
+// startWith starts a worker as the daemon does.
+func startWith(t *testing.T, w *storagetest.World, verb string, subject *records.Record, passwords ...string) *worker.Process {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -46,7 +55,7 @@ func start(t *testing.T, w *storagetest.World, verb, pw string) *worker.Process 
 	if err := os.Symlink(self, program); err != nil {
 		t.Fatal(err)
 	}
-	record, err := w.Sign(w.Record)
+	record, err := w.Sign(subject)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,13 +63,17 @@ func start(t *testing.T, w *storagetest.World, verb, pw string) *worker.Process 
 		Machine: w.Host.Machine, HomeRoot: w.Root, HaveImageLock: w.Host.HaveImageLock,
 		Keys: map[string]string{records.LocalKey: string(w.Signer.PublicPEM())},
 	}}
-	if pw != "" {
+	var list []*secret.Bytes
+	defer func() { secret.CloseAll(list) }()
+	for _, pw := range passwords {
 		p, err := secret.Copy([]byte(pw))
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer p.Close()
-		if r.Secrets, err = records.EncodeSecrets([]*secret.Bytes{p}); err != nil {
+		list = append(list, p)
+	}
+	if len(list) > 0 {
+		if r.Secrets, err = records.EncodeSecrets(list); err != nil {
 			t.Fatal(err)
 		}
 		defer r.Secrets.Close()
@@ -84,17 +97,25 @@ func finish(t *testing.T, w *storagetest.World, p *worker.Process, at func(stage
 				t.Error(err)
 			}
 			_ = e.ImageLock.Close()
+		case e.Keep != nil:
+			w.Record = output(t, e.Keep.Record)
+			e.Keep.Reply(nil)
 		case e.Answer.Err != nil:
 			return e.Answer.Err
 		case e.Answer.Record != nil:
-			r, err := records.Parse(e.Answer.Record, records.WorkerOutput)
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.Record = r
+			w.Record = output(t, e.Answer.Record)
 		}
 	}
 	return nil
+}
+
+func output(t *testing.T, text []byte) *records.Record {
+	t.Helper()
+	r, err := records.Parse(text, records.WorkerOutput)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 func run(t *testing.T, w *storagetest.World, verb, pw string) error {

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"hearth/internal/fault"
+	"hearth/records"
+	"hearth/storage"
+	"hearth/storage/storagetest"
+)
+
+// words are passwords and their hashes, of few rounds (crypt(3), SHA-256).
+var words = []struct{ password, hash string }{
+	{"battery staple", "$5$rounds=1000$abcdefgh$.DoMV/IYQao5Uj30uDl6Fecb220Abwv.hxgT3YrM9GA"},
+	{"third one", "$5$rounds=1000$abcdefgh$x0ixHg4mwJTlP2x.awV3OwJG5sBZxTNRwsswebag.B5"},
+}
+
+// An order is what a worker is to do.
+type order struct {
+	verb      string
+	record    *records.Record
+	passwords []string
+}
+
+// moments are when a worker is killed: at each stage that it tells of, and at
+// some parts of the time that it takes.
+func moments(stages []string, took time.Duration) (list []func(stage string, p func()) *time.Timer, names []string) {
+	for _, s := range stages {
+		list = append(list, func(stage string, kill func()) *time.Timer {
+			if stage == s {
+				kill()
+			}
+			return nil
+		})
+		names = append(names, s)
+	}
+	const parts = 6
+	for i := range parts {
+		list = append(list, func(stage string, kill func()) *time.Timer {
+			if stage == "" {
+				return time.AfterFunc(took*time.Duration(i+1)/(parts+1), kill)
+			}
+			return nil
+		})
+		names = append(names, fmt.Sprintf("after %d of %d", i+1, parts+1))
+	}
+	return list, names
+}
+
+// killEach lets a worker do what next says, and kills it at each moment. check
+// looks at what it has left.
+func killEach(t *testing.T, w *storagetest.World, next func() order, check func(*testing.T)) {
+	t.Helper()
+	var stages []string
+	begin := time.Now()
+	o := next()
+	if err := finish(t, w, startWith(t, w, o.verb, o.record, o.passwords...), func(s string) { stages = append(stages, s) }); err != nil {
+		t.Fatal(err)
+	}
+	took := time.Since(begin)
+	check(t)
+	killed := 0
+	list, names := moments(stages, took)
+	for i, moment := range list {
+		o := next()
+		p := startWith(t, w, o.verb, o.record, o.passwords...)
+		timer := moment("", func() { kill(t) })
+		err := finish(t, w, p, func(s string) { moment(s, func() { kill(t) }) })
+		if timer != nil {
+			timer.Stop()
+		}
+		switch {
+		case err == nil: // it was faster
+		case fault.Is(err, fault.WorkerFailed):
+			killed++
+		default:
+			t.Errorf("%s, killed at %q: %v", o.verb, names[i], err)
+		}
+		check(t)
+		if t.Failed() {
+			t.Fatalf("%s, killed at %q", o.verb, names[i])
+		}
+	}
+	t.Logf("%s: killed %d times at %q", o.verb, killed, names)
+	if killed == 0 {
+		t.Errorf("%s was never killed", o.verb)
+	}
+}
+
+// TestKilledChanging: a worker that is killed while it changes a home leaves
+// one that its user can open, with one of the two passwords. A mapped device
+// that nobody uses may stay until then; the kernel does the rest.
+func TestKilledChanging(t *testing.T) {
+	w := world(t)
+	w.Must(t, storage.Create, password)
+	w.Must(t, storage.Activate, password)
+	letter := filepath.Join(w.Home(), "letter")
+	if err := os.WriteFile(letter, []byte("dear ann"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.Must(t, storage.Deactivate, "")
+	good, other := password, ""
+	clock := uint64(2000)
+	opens := func(t *testing.T) {
+		t.Helper()
+		var err error
+		for _, pw := range []string{other, good} {
+			if pw == "" {
+				continue
+			}
+			if _, err = w.Run(storage.Activate, pw); err == nil {
+				good = pw
+				break
+			}
+		}
+		if err != nil {
+			t.Errorf("neither password opens the home: %v", err)
+			return
+		}
+		if text, err := os.ReadFile(letter); err != nil || string(text) != "dear ann" {
+			t.Errorf("letter: %q, %v", text, err)
+		}
+		w.Must(t, storage.Deactivate, "")
+		w.Idle(t)
+	}
+	t.Run("passwd", func(t *testing.T) {
+		n := 0
+		killEach(t, w, func() order {
+			next := words[n%2]
+			if next.password == good {
+				next = words[(n+1)%2]
+			}
+			n++
+			clock++
+			other = next.password
+			r := w.With(t, map[string]any{"lastChangeUSec": clock, "privileged": map[string]any{"hashedPassword": []string{next.hash}}})
+			return order{storage.Passwd, r, []string{next.password, good}}
+		}, opens)
+	})
+	t.Run("update", func(t *testing.T) {
+		other = ""
+		killEach(t, w, func() order {
+			clock++
+			return order{storage.Update, w.With(t, map[string]any{"lastChangeUSec": clock, "realName": fmt.Sprint("Ann ", clock)}), []string{good}}
+		}, opens)
+	})
+	t.Run("lock", func(t *testing.T) {
+		w.Must(t, storage.Activate, good)
+		t.Cleanup(func() { _, _ = w.Run(storage.Unlock, good) })
+		// Locked or not, both can be had: nobody is shut out, and no key stays.
+		reach := func(t *testing.T) {
+			t.Helper()
+			w.Must(t, storage.Lock, "")
+			w.Must(t, storage.Unlock, good)
+			if text, err := os.ReadFile(letter); err != nil || string(text) != "dear ann" {
+				t.Errorf("letter: %q, %v", text, err)
+			}
+		}
+		killEach(t, w, func() order { return order{storage.Lock, w.Record, nil} }, reach)
+		killEach(t, w, func() order {
+			w.Must(t, storage.Lock, "")
+			return order{storage.Unlock, w.Record, []string{good}}
+		}, reach)
+		w.Must(t, storage.Deactivate, "")
+	})
+}
+
+// TestTerminated: a worker that is asked to unwind does not first finish a
+// derivation that takes a minute.
+func TestTerminated(t *testing.T) {
+	w := world(t)
+	w.Must(t, storage.Create, password)
+	r := w.With(t, map[string]any{
+		"lastChangeUSec": 3000, "privileged": map[string]any{"hashedPassword": []string{words[0].hash}},
+		"luksPbkdfForceIterations": 200_000_000,
+	})
+	p := startWith(t, w, storage.Passwd, r, words[0].password, password)
+	var asked time.Time
+	err := finish(t, w, p, func(stage string) {
+		if stage == "rekey" {
+			time.Sleep(300 * time.Millisecond)
+			asked = time.Now()
+			p.Cancel()
+		}
+	})
+	if !fault.Is(err, fault.Timeout) {
+		t.Errorf("the worker ended with %v", err)
+	}
+	if took := time.Since(asked); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	settled(t, w)
+	w.Must(t, storage.Activate, password)
+}
