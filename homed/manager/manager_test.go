@@ -127,6 +127,9 @@ func operate(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, e
 		if err := os.MkdirAll(v.HomeDirectory, 0o700); err != nil {
 			return nil, err
 		}
+		if v.RealName == "Not Shown" {
+			return bound(e), nil
+		}
 		return bound(e), unix.Mount("tmpfs", v.HomeDirectory, "tmpfs", 0, "")
 	case "passwd", "update":
 		if err := right(); err != nil {
@@ -776,6 +779,20 @@ func TestBusyHomeLingers(t *testing.T) {
 	d.fails(fault.HomeBusy, home.Deactivate, "ann")
 	_ = f.Close()
 	d.eventually("ann", "inactive")
+}
+
+// TestHomeThatDoesNotShow: below a private mount the worker's own goes with it.
+func TestHomeThatDoesNotShow(t *testing.T) {
+	testenv.Need(t, "root")
+	d := boot(t, testenv.Scratch(t))
+	if err := d.create(newRecord(t, "ann", "realName", "Not Shown")); err != nil {
+		t.Fatal(err)
+	}
+	d.fails(fault.IOError, home.Activate, "ann", password)
+	d.state("ann", "inactive")
+	if !d.lockable("ann") {
+		t.Error("the image is still locked")
+	}
 }
 
 // lockable reports whether another could use the image of a home now.

@@ -381,6 +381,11 @@ func (m *Manager) judge(e *entry, s home.Start, a worker.Answer) home.Done {
 			m.adopt(e, r)
 		}
 		m.succeeded(e)
+		if m.look(e) != home.SeenMounted {
+			// The worker mounted it where only it could see, and the mount has
+			// gone with it.
+			return home.Done{Err: notShown(e)}
+		}
 	case home.WorkUpdate, home.WorkPasswd:
 		return m.judgeChange(e, s, a.Record)
 	case home.WorkUnlock:
@@ -396,6 +401,13 @@ func (m *Manager) judge(e *entry, s home.Start, a worker.Answer) home.Done {
 		}
 	}
 	return home.Done{}
+}
+
+// notShown is what is told of a home that was opened and is not there.
+func notShown(e *entry) error {
+	err := fault.Newf(fault.IOError, "activate", "The home directory %s does not show what is mounted there. Is it on a file system of its own?", e.view.HomeDirectory)
+	err.User = e.name
+	return err
 }
 
 // judgeInspect takes the record that an inspection brought, or a worker's word
