@@ -1,6 +1,7 @@
 package records
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"strconv"
@@ -413,17 +414,26 @@ func (s *scanner) numberToken() (raw []byte, whole bool, err error) {
 	return s.in[start:s.pos], whole, nil
 }
 
+// The literals are the same value wherever they stand: values do not change.
+var (
+	valueTrue  = newBool(true)
+	valueFalse = newBool(false)
+	valueNull  = &value{}
+)
+
 func (s *scanner) literal() (*value, error) {
-	for _, l := range []struct {
-		word string
-		v    *value
-	}{{"true", newBool(true)}, {"false", newBool(false)}, {"null", &value{}}} {
-		if len(s.in)-s.pos >= len(l.word) && string(s.in[s.pos:s.pos+len(l.word)]) == l.word {
-			s.pos += len(l.word)
-			return l.v, nil
-		}
+	word, v := "null", valueNull
+	switch s.peek() {
+	case 't':
+		word, v = "true", valueTrue
+	case 'f':
+		word, v = "false", valueFalse
 	}
-	return nil, s.fail("value expected")
+	if rest := s.in[s.pos:]; len(rest) < len(word) || string(rest[:len(word)]) != word {
+		return nil, s.fail("value expected")
+	}
+	s.pos += len(word)
+	return v, nil
 }
 
 // elements walks the inside of an array or object whose opening bracket is
@@ -517,12 +527,28 @@ func (s *scanner) number(raw []byte, whole bool) (*value, error) {
 	return newReal(f), nil
 }
 
+// words are what stands in nearly every record: one copy serves all.
+var words = map[string]string{}
+
+func init() {
+	for _, w := range []string{"privileged", "secret", "binding", "perMachine", "status", "signature", "data", "key", "type", RecoveryKeyType,
+		"regular", "luks", "directory", "subvolume", "ext4", "btrfs", "aes", "xts-plain64", "pbkdf2", "argon2id", "sha512", Service} {
+		words[w] = w
+	}
+}
+
 // str decodes a string token. DEL cannot be written in a way that may be read
 // again, so it is refused even in its escaped form.
 func (s *scanner) str() (string, error) {
 	raw, err := s.stringToken()
 	if err != nil {
 		return "", err
+	}
+	if bytes.IndexByte(raw, '\\') < 0 {
+		if word, ok := words[string(raw)]; ok {
+			return word, nil
+		}
+		return string(raw), nil
 	}
 	buf := make([]byte, unescape(nil, raw))
 	unescape(buf, raw)
@@ -532,6 +558,13 @@ func (s *scanner) str() (string, error) {
 		}
 	}
 	return string(buf), nil
+}
+
+func exact[T any](list []T) []T {
+	if len(list) == cap(list) {
+		return list
+	}
+	return append(make([]T, 0, len(list)), list...)
 }
 
 func (s *scanner) value(depth int) (*value, error) {
@@ -546,11 +579,10 @@ func (s *scanner) value(depth int) (*value, error) {
 		if depth >= maxDepth {
 			return nil, s.fail("nested too deeply")
 		}
-		v := newArray(nil)
+		v, closing := newArray(nil), byte(']')
 		if c == '{' {
-			v = newObject()
+			v, closing = newObject(), '}'
 		}
-		closing := map[byte]byte{'[': ']', '{': '}'}[c]
 		err := s.elements(closing, func() error {
 			var key string
 			if c == '{' {
@@ -576,6 +608,8 @@ func (s *scanner) value(depth int) (*value, error) {
 		if err != nil {
 			return nil, err
 		}
+		// Records are kept for long; what appending left over is not.
+		v.list, v.members = exact(v.list), exact(v.members)
 		return v, nil
 	case c == '-', c >= '0' && c <= '9':
 		raw, whole, err := s.numberToken()

@@ -85,15 +85,32 @@ const hexDigits = "0123456789abcdef"
 // the bytes.
 func appendString(dst []byte, s string) []byte {
 	dst = append(dst, '"')
+	from := 0
 	for i := range len(s) {
-		if esc, n := escape(s[i]); n > 0 {
-			dst = append(dst, esc[:n]...)
-		} else {
-			dst = append(dst, s[i])
+		if c := s[i]; c < 0x20 || c == '"' || c == '\\' {
+			esc, n := escape(c)
+			dst = append(append(dst, s[from:i]...), esc[:n]...)
+			from = i + 1
 		}
 	}
-	return append(dst, '"')
+	return append(append(dst, s[from:]...), '"')
 }
+
+// length is about how many bytes v takes in compact form: a buffer of that
+// size rarely grows.
+func length(v *value) int {
+	n := len(v.str) + 6
+	for _, e := range v.list {
+		n += length(e)
+	}
+	for _, m := range v.members {
+		n += len(m.key) + 4 + length(m.value)
+	}
+	return n
+}
+
+// compact writes v into a buffer of its own.
+func compact(v *value) []byte { return appendCompact(make([]byte, 0, length(v)), v) }
 
 // escape returns the escape sequence of c and its length, 0 if c stands for
 // itself.

@@ -64,7 +64,7 @@ func init() {
 	const flex = true
 	add := func(in section, flex bool, v values, names ...string) {
 		for _, n := range names {
-			fields[n] = field{in, flex, v}
+			fields[n], words[n] = field{in, flex, v}, n
 		}
 	}
 	// Identity.

@@ -12,6 +12,35 @@ var (
 	errReal      = errors.New("a number that is not integral or out of range")
 )
 
+// hasNormalForm fails with what normalise would fail with, and builds nothing.
+func hasNormalForm(v *value) error {
+	switch v.kind {
+	case real:
+		if k, _ := v.canonical(); k == real {
+			return errReal
+		}
+	case object:
+		keys := make([]string, len(v.members))
+		for i, m := range v.members {
+			keys[i] = m.key
+			if err := hasNormalForm(m.value); err != nil {
+				return err
+			}
+		}
+		slices.Sort(keys)
+		if len(slices.Compact(keys)) != len(v.members) {
+			return errDuplicate
+		}
+	case array:
+		for _, e := range v.list {
+			if err := hasNormalForm(e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // normalise returns the form that is signed and stored: members by key, and
 // in arrays the elements taken as pairs, the pairs ordered by their first
 // element where all of those are strings. The second rule is an accident of

@@ -136,7 +136,7 @@ func load(doc *value, m mask) (*value, error) {
 		return nil, &fault.Error{Kind: m.bad, Op: op, Text: notARecord, Err: errors.New("not an object")}
 	}
 	// Before anything is stripped, so that a section given twice cannot hide.
-	if err := signableErr(normalise(doc, true)); err != nil {
+	if err := signableErr(hasNormalForm(doc)); err != nil {
 		return nil, err
 	}
 	for _, s := range special {
@@ -152,8 +152,8 @@ func load(doc *value, m mask) (*value, error) {
 	return doc, nil
 }
 
-// signableErr gives the failures of normalise the texts that clients know.
-func signableErr(_ *value, err error) error {
+// signableErr gives the failures of hasNormalForm the texts that clients know.
+func signableErr(err error) error {
 	const op = "normalise user record"
 	switch {
 	case err == nil:
@@ -176,7 +176,7 @@ func normal(doc *value, pairs bool) *value {
 
 // Compact returns the text for the bus, the worker and the LUKS2 token:
 // members as they came, no white space, no newline.
-func (r *Record) Compact() []byte { return appendCompact(nil, r.doc) }
+func (r *Record) Compact() []byte { return compact(r.doc) }
 
 // Pretty returns the text for files: normalised, indented, with a newline at
 // the end.

@@ -16,7 +16,7 @@ import (
 // compact. Without pairs it is the variant that systemd-homed signs in two
 // situations and does not accept itself afterwards.
 func (r *Record) signedBytes(pairs bool) []byte {
-	return appendCompact(nil, normal(r.Signable().doc, pairs))
+	return compact(normal(r.Signable().doc, pairs))
 }
 
 // A Signer signs records with this machine's private key. Whoever makes one

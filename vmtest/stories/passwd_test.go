@@ -2,6 +2,8 @@ package stories
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -43,10 +45,81 @@ func TestPasswd(t *testing.T) {
 			t.Fatal(r)
 		}
 	})
+	t.Run("weak passwords", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		p.weakPasswords()
+	})
 	t.Run("hand over", func(t *testing.T) {
 		p := &product{p.With(t), t}
+		registered := p.registerAll("../../fixtures/systemd-262/records")
 		p.realOpens("ann", "bea")
+		p.realAccepts(append(registered, "ann", "bea"))
 	})
+}
+
+// weakPasswords are refused by the rules of the machine, or only warned of.
+func (p *product) weakPasswords() {
+	p.t.Helper()
+	const directory = "homectl create dan --storage=directory"
+	weak := func(rules, command, want string, code int) {
+		p.t.Helper()
+		r := p.Sh("printf '" + rules + "' >/etc/security/pwquality.conf; " + command + " </dev/null")
+		if r.Code != code || !strings.Contains(r.Stderr, want) {
+			p.t.Errorf("with %q: %v, want %q", rules, r, want)
+		}
+	}
+	weak("", "NEWPASSWORD=short "+atMost+directory, "Password too weak: The password is shorter than 8 characters", 1)
+	weak("minlen = 40\\n", "NEWPASSWORD='"+password+"' "+atMost+directory, "The password is shorter than 40 characters", 1)
+	weak("badwords = saddle\\n", fmt.Sprintf("PASSWORD='%s' NEWPASSWORD='My-Saddle-88' %s homectl passwd ann", fresh, atMost), "forbidden words", 1)
+	if left := p.Sh("homectl inspect dan; ls -d /home/dan*"); left.Code == 0 {
+		p.t.Errorf("a refused home is there: %v", left)
+	}
+	weak("", "NEWPASSWORD=short "+atMost+directory+" --enforce-password-policy=no", "(Password too weak: The password is shorter than 8 characters), proceeding anyway.", 0)
+	p.MustSh(atMost + "homectl remove dan")
+}
+
+// registerAll has ours sign and keep the records that the real daemon was once
+// given, the unusual ones among them, and returns whose they are.
+func (p *product) registerAll(records string) []string {
+	p.t.Helper()
+	inputs, err := filepath.Glob(filepath.Join(records, "*", "input.json"))
+	if err != nil || len(inputs) < 25 {
+		p.t.Fatalf("%d records: %v", len(inputs), err)
+	}
+	var names []string
+	for _, path := range inputs {
+		name := filepath.Base(filepath.Dir(path))
+		text, err := os.ReadFile(path)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		switch name {
+		case "foreignu", "objarray", "realint", "sanat":
+			continue // signed by nobody we know; what nobody can sign in a stable way
+		}
+		p.Put("/tmp/"+name+".json", text, 0o600)
+		if r := p.Sh(atMost + "homectl register /tmp/" + name + ".json"); r.Code != 0 {
+			p.t.Errorf("register %s: %v", name, r)
+			continue
+		}
+		names = append(names, name)
+	}
+	return names
+}
+
+// realAccepts checks what the real daemon says of our signatures when it starts.
+func (p *product) realAccepts(names []string) {
+	p.t.Helper()
+	p.MustSh("journalctl --sync; systemctl restart systemd-homed.service && busctl call org.freedesktop.home1 /org/freedesktop/home1 org.freedesktop.home1.Manager ListHomes >/dev/null")
+	said := p.MustSh("journalctl --sync; journalctl -b -u systemd-homed.service -o cat -I")
+	for _, name := range names {
+		if !strings.Contains(said, name+".identity is signed only by us, accepting.") {
+			p.t.Errorf("the real daemon does not take our signature of %s", name)
+		}
+	}
+	if strings.Contains(said, ".identity is not signed") || p.t.Failed() {
+		p.t.Errorf("it says:\n%s", said)
+	}
 }
 
 // passwd changes a password without a terminal.
