@@ -179,15 +179,16 @@ func (c *call) acquire(ctx context.Context, must bool) (*user, frame.Code) {
 	if c.Start.Phase == frame.Authenticate {
 		c.note(u.name, func(s *state) { s.RefFromAuth = true })
 	}
-	switch how {
-	case acquire:
+	switch {
+	// Others may have opened it since the record was fetched.
+	case how == acquire, how == ref && u.view.UseFallback:
 		c.forget(u)
 		if c.Start.Phase != frame.Authenticate {
 			if u, code = c.settle(ctx, u); code != frame.Success {
 				return nil, code
 			}
 		}
-	case unrestricted:
+	case how == unrestricted:
 		c.putEnv("XDG_SESSION_INCOMPLETE=1")
 		c.log(logNotice, "Home for user %s acquired in incomplete mode, requires later activation.", u.name)
 		return u, frame.Success

@@ -100,6 +100,7 @@ func (l *login) questions(stop func() []string, want ...string) {
 }
 
 const (
+	openRecord    = `{"userName":"ann","disposition":"regular","uid":60400,"gid":60400,"homeDirectory":"/home/ann"}`
 	firstQuestion = "Password for home of user ann: "
 	nextQuestion  = "Sorry, try again. Password for home of user ann: "
 )
@@ -107,16 +108,14 @@ const (
 func TestAgentsAnswer(t *testing.T) {
 	l := unitLogin(t)
 	l.bus.script = []string{"BadPassword", "ok"}
-	l.bus.opened = `{"userName":"ann","disposition":"regular","uid":60400,"gid":60400,"homeDirectory":"/home/ann"}`
+	l.bus.opened = openRecord
 	stop := l.agent("+wrong", "+right")
 	l.expect("acct", frame.Success)
 	l.expect("open", frame.Success)
 	l.questions(stop, firstQuestion, nextQuestion)
 	l.wants(1, `AcquireHome("ann", {"password":["wrong"]}`)
 	l.wants(1, `AcquireHome("ann", {"password":["right","wrong"]}`)
-	if !slices.Contains(l.env, "HOME=/home/ann") {
-		t.Errorf("environment %q", l.env)
-	}
+	l.atHome()
 }
 
 // TestAgentsDecline: account and session are one question, however it ends.
@@ -220,10 +219,30 @@ func TestAgentsOvertaken(t *testing.T) {
 	l := unitLogin(t)
 	l.agents.Poll = 20 * time.Millisecond
 	l.bus.ref = []string{"HomeNotActive", "HomeNotActive", "HomeNotActive", "ok"}
+	l.bus.opened = openRecord
 	stop := l.agent()
 	l.expect("acct", frame.Success)
 	l.questions(stop, firstQuestion)
 	l.wants(0, "AcquireHome")
+	l.atHome()
+}
+
+// TestOpenedBetween: the home was closed in account and is open in session.
+func TestOpenedBetween(t *testing.T) {
+	l := unitLogin(t)
+	l.mute = false
+	l.hostEnv = append(l.hostEnv, "HOME=/")
+	l.expect("acct", frame.PermDenied)
+	l.bus.opened = openRecord
+	l.expect("open", frame.Success)
+	l.atHome()
+}
+
+func (l *login) atHome() {
+	l.t.Helper()
+	if !slices.Contains(l.env, "HOME=/home/ann") {
+		l.t.Errorf("environment %q", l.env)
+	}
 }
 
 // TestAgentsOneQuestion: of two units that want one home, one asks.

@@ -360,7 +360,11 @@ func (s *service) AcquireHome(_ context.Context, name string, secrets *secret.By
 }
 
 func (s *service) RefHome(_ context.Context, name string, suspend bool) (*os.File, error) {
-	return s.fifo(s.next(&s.ref, "RefHome(%q, please_suspend=%v)", name, suspend))
+	err := s.next(&s.ref, "RefHome(%q, please_suspend=%v)", name, suspend)
+	if err == nil && s.opened != "" {
+		s.record = s.opened
+	}
+	return s.fifo(err)
 }
 
 func (s *service) RefHomeUnrestricted(_ context.Context, name string, suspend bool) (*os.File, error) {
