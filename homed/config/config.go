@@ -12,7 +12,9 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Config is what an administrator may set. Its zero value is the documented
@@ -20,6 +22,23 @@ import (
 type Config struct {
 	DefaultStorage        string // luks, fscrypt, directory, subvolume, cifs; "" = automatic
 	DefaultFileSystemType string // ext4, btrfs, xfs; "" = btrfs, or ext4 where mkfs.btrfs is missing
+	// LingerPrompt is how long the boot waits for the passwords of lingering
+	// users: 0 = unset, see LingerLimit; negative = nobody is asked.
+	LingerPrompt time.Duration
+}
+
+// lingerMost is also the default: the unit that asks holds up all logins.
+const lingerMost = time.Minute
+
+// LingerLimit is for how long lingering users are asked for at boot, 0 if not.
+func (c Config) LingerLimit() time.Duration {
+	switch {
+	case c.LingerPrompt == 0:
+		return lingerMost
+	case c.LingerPrompt < 0:
+		return 0
+	}
+	return c.LingerPrompt
 }
 
 // Layout is every path and address that the daemon uses.
@@ -168,6 +187,8 @@ func (c *Config) apply(file string, text []byte, log *slog.Logger) {
 			set(&c.DefaultStorage, key, value, storages, log)
 		case key == "DefaultFileSystemType":
 			set(&c.DefaultFileSystemType, key, value, fileSystems, log)
+		case key == "LingerPromptSec":
+			c.setLinger(value, log)
 		case strings.HasPrefix(key, "X-"):
 		default:
 			log.Warn("ignoring an unknown setting", "key", key)
@@ -188,6 +209,28 @@ func set(to *string, key, value string, known []string, log *slog.Logger) {
 		return
 	}
 	log.Warn("ignoring an unknown value", "key", key, "value", value)
+}
+
+// setLinger takes seconds or a time with units, a minute at most; the empty
+// value resets.
+func (c *Config) setLinger(value string, log *slog.Logger) {
+	span, err := time.ParseDuration(strings.ReplaceAll(strings.ReplaceAll(value, " ", ""), "min", "m"))
+	if n, e := strconv.ParseUint(value, 10, 16); e == nil {
+		span, err = time.Duration(n)*time.Second, nil
+	}
+	switch {
+	case value == "":
+		c.LingerPrompt = 0
+	case err != nil || span < 0:
+		log.Warn("ignoring an unknown value", "key", "LingerPromptSec", "value", value)
+	case span == 0:
+		c.LingerPrompt = -1
+	case span > lingerMost:
+		log.Warn("a longer wait would hold up all logins, taking one minute", "key", "LingerPromptSec", "value", value)
+		c.LingerPrompt = lingerMost
+	default:
+		c.LingerPrompt = span
+	}
 }
 
 // lines yields, by the number of its first line, each logical line that is

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"hearth/homed/config"
 )
@@ -69,6 +70,20 @@ func TestLoad(t *testing.T) {
 				t.Errorf("%d warnings, want %d:\n%s", n, c.warnings, log.String())
 			}
 		})
+	}
+}
+
+func TestLingerPrompt(t *testing.T) {
+	for value, want := range map[string]time.Duration{
+		"": time.Minute, "0": 0, "0s": 0, "20": 20 * time.Second, "45s": 45 * time.Second, "1min": time.Minute, "500ms": time.Second / 2,
+		"1h": time.Minute, "-3": time.Minute, "soon": time.Minute,
+	} {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "homed.conf"), "[Home]\nLingerPromptSec="+value+"\n")
+		got, err := config.Load(config.Layout{ConfigDirs: []string{dir}}, slog.New(slog.DiscardHandler))
+		if err != nil || got.LingerLimit() != want {
+			t.Errorf("%q: %v, %v", value, got.LingerLimit(), err)
+		}
 	}
 }
 

@@ -50,6 +50,9 @@ func install(t testing.TB, o vmtest.Options) *product {
 	o.Payload = append(payload(t), o.Payload...)
 	g := vmtest.Boot(t, o)
 	p := &product{g, t}
+	if o.Console { // the harness does not wait for more than a hand in the guest
+		g.Console().Expect(`login: $`, 2*time.Minute)
+	}
 	g.MustSh(`pam-auth-update --disable systemd-homed 2>/dev/null || pam-auth-update --remove systemd-homed || :
 		systemctl stop systemd-homed.service systemd-homed-activate.service || :`)
 	g.MustSh(inGuest + "/cmd/homed/system/install.sh install")

@@ -132,7 +132,7 @@ install_all() {
 
 	[ "$PREFIX" != /usr ] || shared /usr/bin/homectl
 	put 755 "$build/bin/homectl" "$PREFIX/bin/homectl"
-	for p in homed homework pamhome homeshell; do
+	for p in homed homework pamhome homeshell homelinger; do
 		if [ -e "$build/bin/$p" ]; then put 755 "$build/bin/$p" "$lib/$p"; fi
 	done
 	put 644 "$build/pam_home.so" "$(pam_dir)/pam_home.so"
@@ -150,6 +150,7 @@ install_all() {
 
 	fill 644 "$here/homed.service.in" "$found/lib/systemd/system/homed.service"
 	fill 644 "$here/homed-activate.service.in" "$found/lib/systemd/system/homed-activate.service"
+	fill 644 "$here/homed-linger.service.in" "$found/lib/systemd/system/homed-linger.service"
 	# Some systems' packages have this file here, and it says the same.
 	if [ ! -e "$DESTDIR$found/lib/systemd/homed.conf" ] || ours "$found/lib/systemd/homed.conf"; then
 		put 644 "$here/homed.conf" "$found/lib/systemd/homed.conf"
@@ -224,7 +225,7 @@ uninstall_all() {
 		if command -v pam-auth-update >/dev/null && grep -qx 'file /usr/share/pam-configs/hearth' "$manifest"; then
 			pam-auth-update --package --remove hearth hearth-password
 		fi
-		if systemd; then systemctl disable --now homed.service homed-activate.service || :; fi
+		if systemd; then systemctl disable --now homed.service homed-activate.service homed-linger.service || :; fi
 	fi
 	while read -r kind path; do
 		if [ "$kind" = file ]; then rm -f "$DESTDIR$path"; fi

@@ -15,7 +15,7 @@ import (
 func stage(t *testing.T) (root string, run func(verb string, env ...string) (string, error)) {
 	t.Helper()
 	build, root := t.TempDir(), t.TempDir()
-	for _, p := range []string{"bin/homed", "bin/homework", "bin/homectl", "bin/pamhome", "pam_home.so"} {
+	for _, p := range []string{"bin/homed", "bin/homework", "bin/homectl", "bin/pamhome", "bin/homelinger", "pam_home.so"} {
 		path := filepath.Join(build, p)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
@@ -60,6 +60,7 @@ func TestStagedInstall(t *testing.T) {
 	for _, want := range []string{
 		"/usr/local/bin/homectl", "/usr/local/lib/hearth/homed", "/usr/local/lib/hearth/homework", "/usr/local/lib/hearth/pamhome",
 		"/usr/local/lib/systemd/system/homed.service", "/usr/local/lib/systemd/system/homed-activate.service", "/usr/local/lib/systemd/homed.conf", "/usr/local/share/doc/hearth/sshd.conf",
+		"/usr/local/lib/systemd/system/homed-linger.service", "/usr/local/lib/hearth/homelinger",
 		"/usr/local/share/dbus-1/system-services/org.freedesktop.home1.service", "/etc/dbus-1/system.d/hearth-home1.conf",
 		"/usr/share/polkit-1/actions/org.freedesktop.home1.policy", "/usr/share/pam-configs/hearth",
 	} {
