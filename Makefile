@@ -57,8 +57,8 @@ test-vm: deps build images ## Tests in guests: real PAM, logind and dm-crypt, be
 images: deps
 	@CGO_ENABLED=0 $(GO) run ./vmtest/cmd/guestimage
 
-test-long: deps build images ## What takes longer than CI has: fuzzing at ten minutes per target
-	@$(MAKE) --no-print-directory fuzz FUZZTIME=10m
+test-long: deps build images ## What takes longer than CI has (hours): every power cut, fuzzing; one line each for docs/results.md
+	@vmtest/long/run.sh
 
 mutate: ## Break the records package in many small ways and count how many the tests notice (minutes)
 	CGO_ENABLED=0 $(GO) test -count=1 -v -timeout 60m ./records/mutate -args -mutate

@@ -38,7 +38,7 @@ func moments(stages []string, took time.Duration) (list []func(stage string, p f
 		})
 		names = append(names, s)
 	}
-	const parts = 6
+	const parts = 4
 	for i := range parts {
 		list = append(list, func(stage string, kill func()) *time.Timer {
 			if stage == "" {

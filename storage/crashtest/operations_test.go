@@ -469,13 +469,14 @@ func (s *scene) replay(label string, want int, seed uint64) (lost int) {
 }
 
 // TestOperations cuts the power in every operation on every file system. With
-// $HEARTH_TEST_LONG=1 every cut is tried, and 500 states at least; else a few
-// by chance, of which the time of continuous integration allows these.
+// $HEARTH_TEST_LONG=1 every cut is tried, and 500 states at least, or as many by
+// chance as $HEARTH_CRASH_STATES says; else a few, of which the time of
+// continuous integration allows these.
 func TestOperations(t *testing.T) {
 	long := os.Getenv("HEARTH_TEST_LONG") == "1"
 	want := 6
 	if long {
-		want = 0
+		want = int(number(t, "HEARTH_CRASH_STATES", 0))
 	}
 	for _, fs := range []struct {
 		fstype string

@@ -53,7 +53,7 @@ func room(t *testing.T, dir, run string) {
 	r := g.Do(vmtest.Command{
 		Argv:  []string{"./tests", "-test.v", "-test.timeout=55m", "-test.run=^" + strings.ReplaceAll(run, "/", "$/^") + "$"},
 		Dir:   top + "/" + dir,
-		Env:   []string{"HOMED_TEST_STRICT=1", "HEARTH_TEST_LONG=1", "HEARTH_CRASH_SEED=" + os.Getenv("HEARTH_CRASH_SEED")},
+		Env:   []string{"HOMED_TEST_STRICT=1", "HEARTH_TEST_LONG=1", "HEARTH_CRASH_SEED=" + os.Getenv("HEARTH_CRASH_SEED"), "HEARTH_CRASH_STATES=" + os.Getenv("HEARTH_CRASH_STATES")},
 		Limit: limit,
 	})
 	results := 0
