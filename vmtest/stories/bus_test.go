@@ -76,6 +76,12 @@ func (p *product) hold(unit, method, user string) {
 		for i in $(seq 100); do grep -q held /tmp/%[1]s && exit 0; sleep 0.1; done; cat /tmp/%[1]s; exit 1`, unit, method, user))
 }
 
+// startedAnew waits until another process than pid is the daemon.
+func (p *product) startedAnew(pid string) {
+	p.t.Helper()
+	p.MustSh("for i in $(seq 120); do now=$(systemctl show -P MainPID homed.service); [ $now != 0 ] && [ $now != " + pid + " ] && systemctl -q is-active homed.service && exit 0; sleep 0.5; done; systemctl status homed.service; exit 1")
+}
+
 func signingKeys(p *product) {
 	t := p.t
 	private, public, err := records.GenerateKey(rand.Reader)
@@ -335,7 +341,8 @@ func service(p *product) {
 	if now := p.MustSh("systemctl show -P MainPID homed.service"); now != pid {
 		t.Errorf("a daemon that answers was ended: %s, then %s\n%s", pid, now, p.MustSh("journalctl -q -u homed.service -n 30"))
 	}
-	p.MustSh("kill -STOP " + pid + "; for i in $(seq 60); do now=$(systemctl show -P MainPID homed.service); [ $now != 0 ] && [ $now != " + pid + " ] && exit 0; sleep 0.5; done; systemctl status homed.service; exit 1")
+	p.MustSh("kill -STOP " + pid)
+	p.startedAnew(pid)
 	if s := p.state("ann"); s != "active" {
 		t.Errorf("after the watchdog ann is %s", s)
 	}

@@ -36,7 +36,9 @@ func TestHomeAtLogin(t *testing.T) {
 		if r := p.with(password, "activate ann"); r.Code != 0 {
 			t.Fatal(r)
 		}
-		p.MustSh("systemctl kill -s KILL homed.service; sleep 3; systemctl is-active homed.service")
+		pid := p.MustSh("systemctl show -P MainPID homed.service")
+		p.MustSh("systemctl kill -s KILL homed.service")
+		p.startedAnew(pid)
 		if s := p.state("ann"); s != "active" {
 			t.Errorf("after the crash ann is %s", s)
 		}
