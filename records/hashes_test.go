@@ -185,6 +185,12 @@ func TestNormaliseRecoveryKey(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	key.Close()
+	digits := []byte{0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef}
+	key, err = NewRecoveryKey(bytes.Repeat(digits, 4))
+	if err != nil || plain(t, key) != strings.TrimSuffix(strings.Repeat("cbdefghi-jklnrtuv-", 4), "-") {
+		t.Errorf("%v", err)
+	}
+	key.Close()
 }
 
 func secretsOf(t testing.TB, passwords ...string) *Secrets {
