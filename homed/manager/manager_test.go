@@ -93,6 +93,9 @@ func operate(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, e
 	switch r.Verb {
 	case "create":
 		v.ImagePath = filepath.Join(r.Params.HomeRoot, v.UserName+".home")
+		for v.RealName == "Slow" && !exists(filepath.Join(r.Params.HomeRoot, "go")) {
+			time.Sleep(time.Millisecond)
+		}
 		if v.RealName == "No Space" {
 			return nil, fault.New(fault.NoDiskSpace, "create image", nil)
 		}

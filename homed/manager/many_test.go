@@ -126,6 +126,37 @@ func TestManyRecords(t *testing.T) {
 	}
 }
 
+// TestLookUpsBesideWorkers: whoever asks is answered while workers run, however
+// long they take.
+func TestLookUpsBesideWorkers(t *testing.T) {
+	d := boot(t, t.TempDir())
+	const n = 20
+	done := make(chan error, n)
+	for i := range n {
+		r := newRecord(t, fmt.Sprintf("user%d", i), "realName", "Slow")
+		go func() { done <- d.create(r) }()
+	}
+	for i := range n {
+		d.eventually(fmt.Sprintf("user%d", i), "creating")
+	}
+	for i := range 1000 {
+		d.state(fmt.Sprintf("user%d", i%n), "creating")
+		d.state("nobody", "")
+	}
+	if list, err := d.List(t.Context()); err != nil || len(list) != n {
+		t.Errorf("%d homes, %v", len(list), err)
+	}
+	d.fails(fault.HomeBusy, home.Remove, "user0")
+	if err := os.WriteFile(d.file("home", "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range n {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // BenchmarkHomes starts with many records: how long until all are known, how
 // long a look-up takes then, and what a record costs in memory.
 func BenchmarkHomes(b *testing.B) {
