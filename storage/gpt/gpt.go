@@ -174,37 +174,23 @@ func protective(mbr []byte) bool {
 	return false
 }
 
-// tableAt reads the table whose header is in sector lba.
+// A raw table is one whose sums are right.
+type raw struct {
+	header  []byte // its sum cleared
+	entries []byte
+	each    uint64 // bytes of an entry
+}
+
+// tableAt reads the home partitions of the table whose header is in sector lba.
 func tableAt(d io.ReaderAt, size, ss, lba int64) ([]Partition, error) {
-	h, err := readAt(d, size, make([]byte, ss), lba*ss)
+	t, err := rawAt(d, size, ss, lba)
 	if err != nil {
 		return nil, err
 	}
 	le := binary.LittleEndian
-	n := le.Uint32(h[12:])
-	if string(h[:8]) != signature || n < headerSize || int64(n) > ss {
-		return nil, fmt.Errorf("%w: no header in sector %d", errNone, lba)
-	}
-	sum := le.Uint32(h[16:])
-	clear(h[16:20])
-	if crc32.ChecksumIEEE(h[:n]) != sum || le.Uint64(h[24:]) != uint64(lba) {
-		return nil, fmt.Errorf("%w: header in sector %d is damaged", errNone, lba)
-	}
-	total := uint64(size / ss)
-	first, last, entries := le.Uint64(h[40:]), le.Uint64(h[48:]), le.Uint64(h[72:])
-	count, each := uint64(le.Uint32(h[80:])), uint64(le.Uint32(h[84:]))
-	if first > last || last >= total || entries >= total || each < entrySize || count == 0 || count*each > maxEntries {
-		return nil, fmt.Errorf("%w: header in sector %d does not fit the image", errNone, lba)
-	}
-	b, err := readAt(d, size, make([]byte, count*each), int64(entries)*ss)
-	if err != nil {
-		return nil, err
-	}
-	if crc32.ChecksumIEEE(b) != le.Uint32(h[88:]) {
-		return nil, fmt.Errorf("%w: entries of sector %d are damaged", errNone, lba)
-	}
+	first, last := le.Uint64(t.header[40:]), le.Uint64(t.header[48:])
 	list := []Partition{}
-	for ; len(b) > 0; b = b[each:] {
+	for b := t.entries; len(b) > 0; b = b[t.each:] {
 		from, to := le.Uint64(b[32:]), le.Uint64(b[40:])
 		if formatGUID(b[:16]) != HomeType || from < first || to > last || from > to {
 			continue
@@ -215,6 +201,38 @@ func tableAt(d io.ReaderAt, size, ss, lba int64) ([]Partition, error) {
 		})
 	}
 	return list, nil
+}
+
+// rawAt reads the table whose header is in sector lba.
+func rawAt(d io.ReaderAt, size, ss, lba int64) (raw, error) {
+	h, err := readAt(d, size, make([]byte, ss), lba*ss)
+	if err != nil {
+		return raw{}, err
+	}
+	le := binary.LittleEndian
+	n := le.Uint32(h[12:])
+	if string(h[:8]) != signature || n < headerSize || int64(n) > ss {
+		return raw{}, fmt.Errorf("%w: no header in sector %d", errNone, lba)
+	}
+	sum := le.Uint32(h[16:])
+	clear(h[16:20])
+	if crc32.ChecksumIEEE(h[:n]) != sum || le.Uint64(h[24:]) != uint64(lba) {
+		return raw{}, fmt.Errorf("%w: header in sector %d is damaged", errNone, lba)
+	}
+	total := uint64(size / ss)
+	first, last, entries := le.Uint64(h[40:]), le.Uint64(h[48:]), le.Uint64(h[72:])
+	count, each := uint64(le.Uint32(h[80:])), uint64(le.Uint32(h[84:]))
+	if first > last || last >= total || entries >= total || each < entrySize || count == 0 || count*each > maxEntries {
+		return raw{}, fmt.Errorf("%w: header in sector %d does not fit the image", errNone, lba)
+	}
+	b, err := readAt(d, size, make([]byte, count*each), int64(entries)*ss)
+	if err != nil {
+		return raw{}, err
+	}
+	if crc32.ChecksumIEEE(b) != le.Uint32(h[88:]) {
+		return raw{}, fmt.Errorf("%w: entries of sector %d are damaged", errNone, lba)
+	}
+	return raw{header: h, entries: b, each: each}, nil
 }
 
 func decodeName(b []byte) string {
@@ -304,6 +322,20 @@ func Write(d Device, size int64, sectorSize int, p Partition, diskGUID string) e
 	if err != nil {
 		return fault.New(fault.InvalidArgs, op, err)
 	}
+	return layout{sectors: n, sectorSize: ss, first: uint64(first), disk: disk, entries: entries}.write(d, op)
+}
+
+// A layout is all that a table says.
+type layout struct {
+	sectors, sectorSize int64
+	first               uint64 // usable sector
+	disk                [16]byte
+	entries             []byte // entriesSize bytes
+}
+
+// write puts the table on the disk in the order that Write promises.
+func (l layout) write(d Device, op string) error {
+	ss, n := l.sectorSize, l.sectors
 	header := func(my, other, at int64) []byte {
 		b := make([]byte, ss)
 		le := binary.LittleEndian
@@ -312,13 +344,13 @@ func Write(d Device, size int64, sectorSize int, p Partition, diskGUID string) e
 		le.PutUint32(b[12:], headerSize)
 		le.PutUint64(b[24:], uint64(my))
 		le.PutUint64(b[32:], uint64(other))
-		le.PutUint64(b[40:], uint64(first))
-		le.PutUint64(b[48:], uint64(last))
-		copy(b[56:], disk[:])
+		le.PutUint64(b[40:], l.first)
+		le.PutUint64(b[48:], uint64(lastUsable(n, ss)))
+		copy(b[56:], l.disk[:])
 		le.PutUint64(b[72:], uint64(at))
 		le.PutUint32(b[80:], entryCount)
 		le.PutUint32(b[84:], entrySize)
-		le.PutUint32(b[88:], crc32.ChecksumIEEE(entries))
+		le.PutUint32(b[88:], crc32.ChecksumIEEE(l.entries))
 		le.PutUint32(b[16:], crc32.ChecksumIEEE(b[:headerSize]))
 		return b
 	}
@@ -331,9 +363,9 @@ func Write(d Device, size int64, sectorSize int, p Partition, diskGUID string) e
 		at int64
 		b  []byte
 	}{
-		{(n - 1 - entriesSize/ss) * ss, entries},
+		{(n - 1 - entriesSize/ss) * ss, l.entries},
 		{(n - 1) * ss, header(n-1, 1, n-1-entriesSize/ss)},
-		{2 * ss, entries},
+		{2 * ss, l.entries},
 		{ss, header(1, n-1, 2)},
 		{0, mbr},
 	} {
