@@ -160,7 +160,7 @@ func Check(ctx context.Context, fstype, node string) error {
 		return nil
 	}
 	// fsck(8): 1 repaired, 2 reboot, 4 errors left, above: not checked.
-	if exit.ExitCode() > 0 && exit.ExitCode()&(2|4) != 0 {
+	if exit.ExitCode() > 0 && exit.ExitCode()&(2|4) != 0 && preen(ctx, node) != nil {
 		return fault.New(fault.IOError, op, err)
 	}
 	return nil
