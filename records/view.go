@@ -28,6 +28,7 @@ type View struct {
 	CIFSService, CIFSUserName, CIFSDomain   string
 	CIFSExtraMountOptions                   string
 	AutoResizeMode                          string // off, grow or shrink-and-grow
+	HasAutoResizeMode                       bool
 	RebalanceWeight                         uint64 // 0: off
 	HasRebalanceWeight                      bool
 	DropCaches                              bool
@@ -329,7 +330,7 @@ func (r *Record) View(m Machine) View {
 	v.Disposition = l.text("disposition", derivedDisposition(name, v.UID, v.HasUID))
 	v.paths(l, m)
 	v.LUKS = luksView(l, v.ImagePath)
-	v.AutoResizeMode = autoResize(l.last("autoResizeMode"), v.Storage)
+	v.AutoResizeMode, v.HasAutoResizeMode = autoResize(l.last("autoResizeMode"), v.Storage)
 	v.RebalanceWeight, v.HasRebalanceWeight = rebalanceWeight(l.last("rebalanceWeight"))
 	v.DropCaches = l.bool("dropCaches", v.Storage == "fscrypt")
 	for _, e := range p.entries("recoveryKey") {
@@ -413,16 +414,18 @@ func luksView(l layers, image string) LUKSView {
 	return k
 }
 
-func autoResize(v *value, storage string) string {
+func autoResize(v *value, storage string) (mode string, set bool) {
 	switch {
 	case v.is(text):
-		return v.str
+		return v.str, true
 	case v.is(boolean) && v.num == 0:
-		return "off"
-	case v.is(boolean), storage == "luks":
-		return "shrink-and-grow"
+		return "off", true
+	case v.is(boolean):
+		return "shrink-and-grow", true
+	case storage == "luks":
+		return "shrink-and-grow", false
 	}
-	return "off"
+	return "off", false
 }
 
 func rebalanceWeight(v *value) (weight uint64, set bool) {

@@ -40,6 +40,8 @@ func (f *flow) activate(ctx context.Context) (out *records.Record, err error) {
 	if err := f.shift(setup); err != nil {
 		return nil, err
 	}
+	// First: a home that is full has no room for a new record either.
+	f.autoGrow(ctx, setup, got.Record)
 	if got.WriteHeader {
 		if keeper, ok := f.backend.(HeaderKeeper); ok {
 			if err := keeper.WriteHeader(ctx, setup, got.Record.Embedded().Compact()); err != nil {
@@ -48,7 +50,11 @@ func (f *flow) activate(ctx context.Context) (out *records.Record, err error) {
 		}
 	}
 	if got.WriteEmbedded {
-		if err := writeIdentity(setup.Root, got.Record.Record(), f.view.UID, f.view.GID, f.Rand); err != nil {
+		err := writeIdentity(setup.Root, got.Record.Record(), f.view.UID, f.view.GID, f.Rand)
+		if fault.Is(err, fault.NoDiskSpace) {
+			// The user has to get in to make room. The other copies have it.
+			f.Log.Warn("no room for the record in the home", "error", err)
+		} else if err != nil {
 			return nil, err
 		}
 	}

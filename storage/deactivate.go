@@ -24,7 +24,7 @@ func (f *flow) deactivate(ctx context.Context, force bool) error {
 		if err := f.touchable(); err != nil {
 			return err
 		}
-		if err := f.unpublish(force); err != nil {
+		if err := f.unpublish(ctx, force); err != nil {
 			return err
 		}
 		// Nobody can enter any more: half a deactivation would help nobody.
@@ -46,7 +46,7 @@ func (f *flow) deactivate(ctx context.Context, force bool) error {
 // unpublish takes the home directory's mount away. Meanwhile a private bind of
 // it holds the file system, so that it can be trimmed and synced when nobody
 // writes any more.
-func (f *flow) unpublish(force bool) (err error) {
+func (f *flow) unpublish(ctx context.Context, force bool) (err error) {
 	home := f.view.HomeDirectory
 	if err := mounts.BindPrivate(home, mounts.Work); err != nil {
 		return fault.New(fault.Unknown, "bind home", err)
@@ -68,6 +68,7 @@ func (f *flow) unpublish(force bool) (err error) {
 	if err := mounts.Unmount(home, flags); err != nil {
 		return fmt.Errorf("close home: %w", f.inUse(err))
 	}
+	f.autoShrink(context.WithoutCancel(ctx))
 	if f.view.Storage == "luks" && f.view.LUKS.OfflineDiscard {
 		if terr := mounts.Trim(root); terr != nil {
 			f.Log.Info("home was not trimmed", "error", terr)

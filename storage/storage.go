@@ -36,6 +36,10 @@ type Area struct {
 	// Active: the home is mounted on HomeDirectory; Open adopts it and mounts
 	// nothing. For Deactivate: the flow has just unmounted it.
 	Active bool
+	// KeptKey has Open use the volume key that the activation left with the
+	// kernel, of a home that is active. It fails with BadPassword where there is
+	// none any more.
+	KeptKey bool
 	// Preallocate allows Open to reserve the whole image up front, where the
 	// record wants that.
 	Preallocate bool

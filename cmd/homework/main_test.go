@@ -159,7 +159,7 @@ func TestWorker(t *testing.T) {
 	if err := run(t, w, storage.Inspect, password); err != nil {
 		t.Error(err)
 	}
-	if err := run(t, w, "resize", password); !fault.Is(err, fault.NotSupported) {
+	if err := run(t, w, "rebalance", password); !fault.Is(err, fault.NotSupported) {
 		t.Errorf("a verb that is not built: %v", err)
 	}
 	if err := run(t, w, storage.Deactivate, ""); err != nil {
@@ -206,6 +206,71 @@ func TestKilled(t *testing.T) {
 		}
 	}
 	w.Must(t, storage.Activate, password)
+}
+
+// TestKilledResizing: a worker that is killed while it resizes leaves a home
+// that closes and opens with its files, open or closed as it was.
+func TestKilledResizing(t *testing.T) {
+	w := world(t)
+	w.Must(t, storage.Create, password)
+	const letter = "dear ann"
+	w.Must(t, storage.Activate, password)
+	if err := os.WriteFile(filepath.Join(w.Home(), "letter"), []byte(letter), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.Must(t, storage.Deactivate, "")
+	resize := func(size int) *worker.Process {
+		w.Record = w.With(t, map[string]any{"diskSize": size, "lastChangeUSec": w.Record.LastChangeUSec() + 1})
+		return start(t, w, storage.Resize, password)
+	}
+	const small, large = 50 << 20, 70 << 20
+	for _, c := range []struct {
+		how    string
+		open   bool
+		to     int
+		stages []string
+	}{
+		{"grow open", true, large, []string{"write partition table", "map", "grow file system"}},
+		{"shrink closed", false, small, []string{"shrink file system", "map", "cut image"}},
+	} {
+		for _, stage := range c.stages {
+			t.Run(c.how+", "+stage, func(t *testing.T) {
+				// From the other size.
+				if err := finish(t, w, resize(small+large-c.to), func(string) {}); err != nil {
+					t.Fatal(err)
+				}
+				if c.open {
+					w.Must(t, storage.Activate, password)
+				}
+				former := w.Record
+				reached := false
+				err := finish(t, w, resize(c.to), func(s string) {
+					if s == stage {
+						reached = true
+						kill(t)
+					}
+				})
+				if !reached || err != nil && !fault.Is(err, fault.WorkerFailed) {
+					t.Errorf("reached %v, %v", reached, err)
+				}
+				if err != nil {
+					w.Record = former
+				}
+				if c.open {
+					w.Must(t, storage.Deactivate, "")
+				}
+				settled(t, w)
+				w.Must(t, storage.Activate, password)
+				if got, err := os.ReadFile(filepath.Join(w.Home(), "letter")); err != nil || string(got) != letter {
+					t.Errorf("the letter says %q, %v", got, err)
+				}
+				w.Must(t, storage.Deactivate, "")
+				if info, err := os.Stat(w.View().ImagePath); err != nil || info.Size() != small && info.Size() != large {
+					t.Errorf("image: %+v, %v", info, err)
+				}
+			})
+		}
+	}
 }
 
 // stages are those that a verb tells of.

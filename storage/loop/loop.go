@@ -338,6 +338,43 @@ func removeFree(ctl *os.File, number int) error {
 
 func clearFD(fd int) error { return unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0) }
 
+// Of opens the attached device major:minor, which has to show image; it stays
+// attached whatever becomes of the Device. Relinquish closes it.
+func Of(image *os.File, major, minor uint32) (*Device, error) {
+	at := fmt.Sprintf("/sys/dev/block/%d:%d", major, minor)
+	real, err := filepath.EvalSymlinks(at)
+	if err != nil {
+		return nil, fmt.Errorf("find loop device: %w", err)
+	}
+	d := &Device{Path: "/dev/" + filepath.Base(real), Major: major, Minor: minor}
+	if _, err := fmt.Sscanf(filepath.Base(real), "loop%d", &d.Number); err != nil {
+		return nil, fmt.Errorf("%s is no loop device", filepath.Base(real))
+	}
+	node, err := open(d.Path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOCTTY)
+	if err != nil {
+		return nil, err
+	}
+	var info *unix.LoopInfo64
+	var st unix.Stat_t
+	err = onFD(node, func(fd int) (err error) {
+		info, err = unix.IoctlLoopGetStatus64(fd)
+		return err
+	})
+	if err == nil {
+		err = onFD(image, func(fd int) error { return unix.Fstat(fd, &st) })
+	}
+	if err == nil && info.Inode != st.Ino {
+		err = fmt.Errorf("%s shows another file", d.Path)
+	}
+	if err != nil {
+		_ = node.Close()
+		return nil, fmt.Errorf("look at %s: %w", d.Path, err)
+	}
+	d.File = node
+	d.usesDirectIO, d.readOnly = info.Flags&unix.LO_FLAGS_DIRECT_IO != 0, info.Flags&unix.LO_FLAGS_READ_ONLY != 0
+	return d, nil
+}
+
 // Backing returns the path of the file behind loop device number, "" if it is
 // free or does not exist. The kernel appends " (deleted)" to one unlinked.
 func Backing(number int) (string, error) {

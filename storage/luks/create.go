@@ -179,7 +179,7 @@ func newImage(a storage.Area, s *storage.Setup, r recipe) (window, error) {
 		return window{}, err
 	}
 	a.Progress("allocate", 0, uint64(size))
-	got, err = allocate(file, size, a.LUKS.Discard)
+	got, err = allocate(file, 0, size, a.LUKS.Discard)
 	if err != nil {
 		return window{}, spaceFault(op, err)
 	}
@@ -240,13 +240,13 @@ func scale(n, num, den uint64) uint64 {
 	return q / mib * mib
 }
 
-// allocate makes the file size bytes long and returns how long it became:
-// where its blocks are reserved, less if the disk is full.
-func allocate(image *os.File, size int64, sparse bool) (int64, error) {
+// allocate makes the file, from bytes long, size bytes long and returns how long
+// it became: where its blocks are reserved, less if the disk is full.
+func allocate(image *os.File, from, size int64, sparse bool) (int64, error) {
 	if sparse {
 		return size, image.Truncate(size)
 	}
-	good, bad := int64(0), int64(-1)
+	good, bad := from, int64(-1)
 	for try := size; ; {
 		err := fallocate(image, 0, try)
 		switch {

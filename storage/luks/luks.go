@@ -4,8 +4,7 @@
 // formats and the kernel interfaces below it and undoes them; bytes and ioctls
 // are theirs, users and records its callers'.
 //
-// Not built: resizing (so a btrfs home is not shrunk at logout
-// whatever autoResizeMode says).
+// Not built: resizing on a block device.
 package luks
 
 import (
@@ -24,6 +23,7 @@ import (
 	"hearth/internal/secret"
 	"hearth/storage"
 	"hearth/storage/dm"
+	"hearth/storage/gpt"
 	"hearth/storage/keyring"
 	"hearth/storage/loop"
 	"hearth/storage/luks2"
@@ -41,6 +41,7 @@ var (
 	_ storage.Backend      = Backend{}
 	_ storage.HeaderKeeper = Backend{}
 	_ storage.Suspender    = Backend{}
+	_ storage.Resizer      = Backend{}
 )
 
 // deviceName is the name of the mapped device, the same as systemd-homed's: it
@@ -60,8 +61,10 @@ type container struct {
 	image  *os.File
 	device bool  // image is a block device
 	size   int64 // of image, bytes
+	part   gpt.Partition
 	window window
 	header *luks2.Header
+	intent *intent // of a resize that was cut off
 }
 
 // A window is the partition within its image, as a device of its own.
@@ -158,6 +161,8 @@ func deviceNumbers(f *os.File) (major, minor uint32, err error) {
 
 // opened is what Private of our setups holds.
 type opened struct {
+	area   storage.Area
+	image  *container // nil at Create
 	window window
 	header *luks2.Header
 	pbkdf  luks2.PBKDF // for new keyslots

@@ -18,6 +18,7 @@ import (
 	"hearth/storage/dm"
 	"hearth/storage/fsops"
 	"hearth/storage/gpt"
+	"hearth/storage/keyring"
 	"hearth/storage/luks2"
 	"hearth/storage/mounts"
 )
@@ -49,7 +50,7 @@ func (Backend) Open(ctx context.Context, a storage.Area, c *storage.Credentials)
 			return nil, fmt.Errorf("hand over image lock: %w", err)
 		}
 	}
-	s.Private = &opened{window: img.window, header: img.header, pbkdf: pbkdf(a)}
+	s.Private = &opened{area: a, image: img, window: img.window, header: img.header, pbkdf: pbkdf(a)}
 	if a.Active {
 		s.Found.FileSystemUUID = a.Bound.FileSystemUUID
 		err = storage.Adopt(a, s)
@@ -100,6 +101,7 @@ func (c *container) read(a storage.Area, s *storage.Setup) error {
 	if err != nil {
 		return err
 	}
+	c.part = part
 	c.window = window{file: c.image, offset: part.Offset, size: part.Size}
 	if c.device && part.Offset != 0 {
 		if err := c.enterPartition(s); err != nil {
@@ -137,6 +139,15 @@ func wrongMedium(what, found, bound string) error {
 func (c *container) unlock(ctx context.Context, a storage.Area, s *storage.Setup, cred *storage.Credentials) error {
 	c.header.StopOn(ctx.Done()) // also for what is done with it later
 	switch {
+	case a.KeptKey:
+		key, err := keyring.Get(keyName(a))
+		if err != nil {
+			return fault.New(fault.BadPassword, "fetch volume key", err)
+		}
+		holdKey(s, key)
+		if err := c.header.CheckKey(key); err != nil {
+			return err
+		}
 	case cred.VolumeKey != nil:
 		key, err := cred.VolumeKey.Clone()
 		if err != nil {
@@ -216,6 +227,9 @@ func (c *container) setUp(ctx context.Context, a storage.Area, s *storage.Setup)
 			return spaceFault("repair header", err)
 		}
 	}
+	if err := c.settleFile(a); err != nil {
+		return err
+	}
 	if err := c.preallocate(a, s); err != nil {
 		return err
 	}
@@ -240,8 +254,8 @@ func (c *container) setUp(ctx context.Context, a storage.Area, s *storage.Setup)
 	if err := probe(a, s, node); err != nil {
 		return err
 	}
-	if err := fsops.Check(ctx, s.Found.FileSystemType, node); err != nil {
-		return fmt.Errorf("check file system: %w", err)
+	if err := c.check(ctx, s, node); err != nil {
+		return err
 	}
 	if err := mount(a, s, node); err != nil {
 		return err
@@ -251,8 +265,23 @@ func (c *container) setUp(ctx context.Context, a storage.Area, s *storage.Setup)
 		return err
 	}
 	enter(a, s, root)
+	c.fillRoom(a, s, node)
 	if a.LUKS.Discard {
 		trim(a, s.Root, "home was not trimmed")
+	}
+	return nil
+}
+
+// check repairs the file system where that is safe without asking. A shrink
+// that was cut off leaves an ext4 that needs more.
+func (c *container) check(ctx context.Context, s *storage.Setup, node string) error {
+	fstype := s.Found.FileSystemType
+	err := fsops.Check(ctx, fstype, node)
+	if err != nil && fstype == "ext4" && c.intent != nil && c.intent.shrinks() {
+		err = fsops.Repair(ctx, node)
+	}
+	if err != nil {
+		return fmt.Errorf("check file system: %w", err)
 	}
 	return nil
 }
@@ -270,13 +299,17 @@ func enter(a storage.Area, s *storage.Setup, root *os.File) {
 }
 
 func mount(a storage.Area, s *storage.Setup, node string) error {
-	data, flags := fsops.MountOptions(s.Found.FileSystemType, a.LUKS.Discard, a.LUKS.ExtraMountOptions)
-	if err := mounts.Mount(node, mounts.Work, s.Found.FileSystemType, flags|a.MountFlags(), data); err != nil {
+	if err := mountNode(a, s.Found.FileSystemType, node); err != nil {
 		return err
 	}
 	// Where the home was published it has a mount of its own by then.
 	s.Finally("unmount work directory", func(context.Context) error { return mounts.UnmountTree(mounts.Work) })
 	return nil
+}
+
+func mountNode(a storage.Area, fstype, node string) error {
+	data, flags := fsops.MountOptions(fstype, a.LUKS.Discard, a.LUKS.ExtraMountOptions)
+	return mounts.Mount(node, mounts.Work, fstype, flags|a.MountFlags(), data)
 }
 
 // probe finds the file system's type and UUID. Nothing but what homes are made

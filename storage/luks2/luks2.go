@@ -83,6 +83,10 @@ func (h *Header) Seqid() uint64 { return h.seqid }
 // DataOffset returns where the payload starts, in bytes.
 func (h *Header) DataOffset() int64 { return h.meta.segment.offset }
 
+// Dynamic reports whether the payload reaches to the end of the device, however
+// large that is.
+func (h *Header) Dynamic() bool { return h.meta.segment.size < 0 }
+
 // SectorSize returns the encryption sector size in bytes.
 func (h *Header) SectorSize() int { return h.meta.segment.sectorSize }
 
