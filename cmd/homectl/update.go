@@ -16,9 +16,10 @@ func runUpdate(c *command, ctx context.Context, args []string) error {
 	if c.identity == "" && !c.assembly.changes() {
 		return usagef("No field to change specified.")
 	}
-	if c.assembly.resizes() {
-		return usagef("The size of a home area cannot be changed yet. Nothing was changed.")
+	if _, share := c.assembly.sizes(); share {
+		return usagef("Relative disk size specification currently not supported when resizing.")
 	}
+	resizes := c.assembly.resizes() && !c.offline
 	record, section, err := c.readIdentity()
 	if err != nil {
 		return err
@@ -60,9 +61,21 @@ func runUpdate(c *command, ctx context.Context, args []string) error {
 	if err := k.addSection(section); err != nil {
 		return err
 	}
-	return c.slow(ctx, user, k, func(ctx context.Context, section *secret.Bytes) error {
+	if resizes {
+		c.info("Updating home directory.")
+	}
+	err = c.slow(ctx, user, k, func(ctx context.Context, section *secret.Bytes) error {
 		return client.UpdateHome(ctx, user, text, section, c.offline)
 	})
+	if err != nil || !resizes {
+		return err
+	}
+	c.info("Resizing home.")
+	if err := c.resize(ctx, client, user, sizeOnRecord, k); err != nil {
+		c.notice("The record states the new size already, but the home area keeps the one it had. Try again with \"homectl resize %s\".", user)
+		return err
+	}
+	return nil
 }
 
 // updatedUser is whose record is changed: the argument's, the identity's, or
@@ -170,14 +183,4 @@ func (k *keyring) addSection(section *secret.Bytes) error {
 // changes reports whether any property was given.
 func (a *assembly) changes() bool {
 	return len(a.any)+len(a.this)+len(a.other)+len(a.priv)+len(a.rlimits)+len(a.filter)+len(a.rlimitFilter) > 0
-}
-
-// resizes reports whether a size was given.
-func (a *assembly) resizes() bool {
-	for _, b := range []map[string]any{a.any, a.this, a.other} {
-		if b["diskSize"] != nil || b["diskSizeRelative"] != nil {
-			return true
-		}
-	}
-	return false
 }

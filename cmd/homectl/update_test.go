@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"math"
 	"testing"
 )
 
@@ -64,5 +65,42 @@ func TestChangesOfAssembly(t *testing.T) {
 	a.this["diskSize"] = uint64(1)
 	if !a.resizes() {
 		t.Error("a size is no resize")
+	}
+}
+
+func TestResizeTo(t *testing.T) {
+	const twice = "Disk size specified twice and doesn't match, refusing."
+	const relative = "Relative disk size specification currently not supported when resizing."
+	for _, c := range []struct {
+		arg, option string
+		want        uint64
+		says        string
+	}{
+		{"", "", math.MaxUint64, ""},
+		{"1G", "", 1 << 30, ""},
+		{"", "2G", 2 << 30, ""},
+		{"2G", "2048M", 2 << 30, ""},
+		{"min", "", 0, ""},
+		{"max", "", math.MaxUint64 - 1, ""},
+		{"1G", "2G", 0, twice},
+		{"50%", "", 0, relative},
+		{"", "50%", 0, relative},
+		{"1G", "50%", 0, relative},
+		{"banana", "", 0, "Failed to parse disk size parameter: banana"},
+	} {
+		cmd := &command{assembly: newAssembly()}
+		if c.option != "" {
+			if err := setDiskSize(cmd.assembly, &property{bucket: "this"}, c.option); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var args []string
+		if c.arg != "" {
+			args = append(args, c.arg)
+		}
+		got, err := cmd.resizeTo(args)
+		if c.says == "" && (err != nil || got != c.want) || c.says != "" && (err == nil || err.Error() != c.says) {
+			t.Errorf("%q, %q: %d, %v", c.arg, c.option, got, err)
+		}
 	}
 }

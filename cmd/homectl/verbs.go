@@ -25,7 +25,7 @@ func verbs() []verb {
 		{"create", "USER", 0, 1, "Create a home area", basicVerbs, runCreate},
 		{"update", "USER", 0, 1, "Change a home area's record", basicVerbs, runUpdate},
 		{"passwd", "USER", 0, 1, "Change the password of a home area", basicVerbs, runPasswd},
-		{"resize", "USER SIZE", 1, 2, "Change the size of a home area (not yet)", basicVerbs, notYet("resize")},
+		{"resize", "USER SIZE", 1, 2, "Change the size of a home area", basicVerbs, runResize},
 		{"remove", "USER…", 1, -1, "Remove a home area and all its files", basicVerbs, runRemove},
 		{"activate", "USER…", 1, -1, "Open a home area", advancedVerbs, runActivate},
 		{"deactivate", "USER…", 1, -1, "Close a home area", advancedVerbs, runDeactivate},

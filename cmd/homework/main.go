@@ -102,6 +102,7 @@ func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Up
 		Progress:              up.Progress,
 		ImageLock:             up.ImageLock,
 		HaveImageLock:         r.Params.HaveImageLock,
+		KeepSize:              r.Params.KeepSize,
 		Keep:                  func(r *records.Record) error { return up.Keep(r.Compact()) },
 		Keys:                  keys,
 		Users: func(uid, gid uint32, dir string) (string, error) {

@@ -34,3 +34,10 @@ func (c *Client) UpdateHome(ctx context.Context, name string, record []byte, sec
 	}
 	return err
 }
+
+// ResizeHome sets the size of a home in bytes, 2^64-1 to what its record says.
+// section is borrowed, and may be nil.
+func (c *Client) ResizeHome(ctx context.Context, name string, size uint64, section *secret.Bytes) error {
+	_, err := c.query(ctx, name, "ResizeHome", name, size, section)
+	return err
+}

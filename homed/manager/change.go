@@ -190,8 +190,8 @@ func (m *Manager) keepEarly(e *entry, s home.Start, k *worker.Keep) {
 	k.Reply(err)
 }
 
-// judgeChange takes the record that an update or a password change left in the
-// home.
+// judgeChange takes the record that an update, a password change or a resize
+// left in the home.
 func (m *Manager) judgeChange(e *entry, s home.Start, text []byte) home.Done {
 	r, err := m.accept(e, text)
 	if err != nil {

@@ -134,7 +134,7 @@ func operate(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, e
 			return bound(e), nil
 		}
 		return bound(e), unix.Mount("tmpfs", v.HomeDirectory, "tmpfs", 0, "")
-	case "passwd", "update":
+	case "passwd", "update", "resize":
 		if err := right(); err != nil {
 			return nil, err
 		}
@@ -530,7 +530,7 @@ func TestRefusedRecords(t *testing.T) {
 	if got := d.seen(); strings.Contains(got, "eve") {
 		t.Errorf("told: %s", got)
 	}
-	for _, v := range []home.Verb{home.Resize, home.Rebalance} {
+	for _, v := range []home.Verb{home.Rebalance} {
 		d.fails(fault.NotSupported, v, "ann")
 	}
 	d.fails(fault.NoSuchHome, home.Activate, "nobody")

@@ -113,7 +113,7 @@ func notBuilt(v home.Verb) error {
 func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
 	c := &call{op: op, reply: make(chan answer, 1)}
 	switch op.Verb {
-	case home.Resize, home.Rebalance:
+	case home.Rebalance:
 		return c.refused(notBuilt(op.Verb))
 	case home.Create, home.Register:
 		return m.introduce(ctx, c)
@@ -258,6 +258,8 @@ func (m *Manager) launch(e *entry, s home.Start) error {
 		return m.launchUpdate(e, s, c)
 	case home.WorkPasswd:
 		return m.launchPasswd(e, s, c)
+	case home.WorkResize:
+		return m.launchResize(e, s, c)
 	case home.WorkLock:
 		return m.launchLock(e, s)
 	}
@@ -277,6 +279,7 @@ func (m *Manager) work(e *entry, s home.Start, subject records.Subject, secrets 
 			DefaultStorage:        m.Config.DefaultStorage,
 			DefaultFileSystemType: m.Config.DefaultFileSystemType,
 			HaveImageLock:         e.lock != nil,
+			KeepSize:              s.Call.Verb == home.DeactivateAll,
 			Keys:                  m.keys.public(),
 		},
 	}
@@ -386,7 +389,7 @@ func (m *Manager) judge(e *entry, s home.Start, a worker.Answer) home.Done {
 			// gone with it.
 			return home.Done{Err: notShown(e)}
 		}
-	case home.WorkUpdate, home.WorkPasswd:
+	case home.WorkUpdate, home.WorkPasswd, home.WorkResize:
 		return m.judgeChange(e, s, a.Record)
 	case home.WorkUnlock:
 		m.succeeded(e)

@@ -52,6 +52,8 @@ type Params struct {
 	DefaultFileSystemType string
 	// HaveImageLock says that the daemon holds the lock on the image already.
 	HaveImageLock bool
+	// KeepSize: no home shrinks as it closes.
+	KeepSize bool
 	// Keys are the public keys whose signatures count, PEM by name.
 	Keys map[string]string
 }

@@ -1,0 +1,45 @@
+package manager
+
+import (
+	"math"
+
+	"hearth/homed/home"
+	"hearth/internal/fault"
+	"hearth/records"
+)
+
+// sizeOnRecord is the size that stands for the record's own.
+const sizeOnRecord = math.MaxUint64
+
+// resized is what the home's record becomes when it is to have size bytes. The
+// one it states already needs no change, and so no signature of ours. Faults:
+// InvalidArgs, RecordSigned, RecordMismatch if the record is from the future.
+func (m *Manager) resized(e *entry, size uint64) (records.Subject, error) {
+	const op = "resize home"
+	if size == sizeOnRecord && e.view.RebalanceWeight != 0 {
+		return nil, fault.Newf(fault.InvalidArgs, op, "Disk size is being determined by automatic disk space rebalancing.")
+	}
+	if size == sizeOnRecord && e.view.DiskSize == nil {
+		return nil, fault.Newf(fault.InvalidArgs, op, "No disk size to resize to specified.")
+	}
+	if size == sizeOnRecord || e.view.DiskSize != nil && *e.view.DiskSize == size {
+		return e.subject, nil
+	}
+	if err := m.signedElsewhere(e); err != nil {
+		return nil, err
+	}
+	next, err := e.subject.Record().WithDiskSize(m.Machine, size).Touched(m.now(), false)
+	if err != nil {
+		return nil, err
+	}
+	return m.sign(next)
+}
+
+// launchResize starts the worker with the record that states the new size.
+func (m *Manager) launchResize(e *entry, s home.Start, c *call) error {
+	next, err := m.resized(e, c.op.Size)
+	if err != nil {
+		return err
+	}
+	return m.work(e, s, next, c.secrets)
+}

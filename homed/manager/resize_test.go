@@ -1,0 +1,75 @@
+package manager_test
+
+import (
+	"math"
+	"os"
+	"testing"
+
+	"hearth/homed/home"
+	"hearth/homed/manager"
+	"hearth/internal/fault"
+	"hearth/records"
+)
+
+func (d *daemon) resize(name string, size uint64, pw string) error {
+	d.t.Helper()
+	_, err := d.Do(d.t.Context(), manager.Operation{Verb: home.Resize, Key: manager.Key{Name: name}, Size: size, Secrets: d.secrets(pw)})
+	return err
+}
+
+// TestResize: which sizes change the record, and which are asked for in vain.
+func TestResize(t *testing.T) {
+	d := boot(t, t.TempDir())
+	if err := d.create(newRecord(t, "ann")); err != nil {
+		t.Fatal(err)
+	}
+	// What is saved, without the sizes of the moment.
+	view := func() records.View {
+		t.Helper()
+		text, err := os.ReadFile(d.file("records", "ann.identity"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := records.Parse(text, records.HostFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.View(records.Machine{ID: machineID})
+	}
+	kind(t, "to the size on record while rebalancing decides", d.resize("ann", math.MaxUint64, password), fault.InvalidArgs)
+	kind(t, "with a wrong password", d.resize("ann", 1<<30, "wrong"), fault.BadPassword)
+	if v := view(); v.DiskSize != nil || v.RebalanceWeight != 100 {
+		t.Errorf("a refused resize changed the record: %v, %v", v.DiskSize, v.RebalanceWeight)
+	}
+	if err := d.resize("ann", 1<<30, password); err != nil {
+		t.Fatal(err)
+	}
+	v := view()
+	if v.DiskSize == nil || *v.DiskSize != 1<<30 || v.RebalanceWeight != 0 || v.LastChangeUSec == nil {
+		t.Errorf("after a resize: %v, %v, %v", v.DiskSize, v.RebalanceWeight, v.LastChangeUSec)
+	}
+	// The size it has, said or not, changes no record.
+	for _, size := range []uint64{1 << 30, math.MaxUint64} {
+		if err := d.resize("ann", size, password); err != nil {
+			t.Error(err)
+		}
+	}
+	if now := view(); *now.LastChangeUSec != *v.LastChangeUSec {
+		t.Error("a resize to the size on record changed the record")
+	}
+
+	none, err := newRecord(t, "bob").Edit().Set("rebalanceWeight", uint64(0)).Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.create(none); err != nil {
+		t.Fatal(err)
+	}
+	kind(t, "to a size on record that is none", d.resize("bob", math.MaxUint64, password), fault.InvalidArgs)
+
+	if err := os.WriteFile(d.file("home", "eve.home"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.eventually("eve", "unfixated")
+	kind(t, "an unfixated home", d.resize("eve", 1<<30, password), fault.HomeUnfixated)
+}
