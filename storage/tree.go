@@ -12,6 +12,7 @@ import (
 	"hearth/internal/fault"
 	"hearth/storage/fsops"
 	"hearth/storage/mounts"
+	"hearth/storage/quota"
 )
 
 // The areas that are a directory on the host's own file system differ in how
@@ -63,7 +64,7 @@ func CreateTree(ctx context.Context, a Area, build func(parent *os.File, name st
 	}
 	if a.DiskSize != nil {
 		// A home without a limit is better than none.
-		if err := fsops.Limit(s.Root, a.UID, *a.DiskSize); errors.Is(err, fsops.ErrNoQuota) {
+		if err := quota.Limit(s.Root, a.UID, *a.DiskSize); errors.Is(err, quota.ErrNone) {
 			a.Log.Info("the file system keeps no quota, the size is not limited", "error", err)
 		} else if err != nil {
 			a.Log.Warn("the size is not limited", "error", err)
@@ -76,7 +77,7 @@ func CreateTree(ctx context.Context, a Area, build func(parent *os.File, name st
 // credentials: those were checked against the record, and there is nothing
 // here to decrypt.
 func OpenTree(ctx context.Context, a Area) (_ *Setup, err error) {
-	s := &Setup{}
+	s := &Setup{Private: treeOwner(a.UID)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close(ctx))
@@ -99,6 +100,31 @@ func OpenTree(ctx context.Context, a Area) (_ *Setup, err error) {
 		return nil, fault.New(fault.IOError, "open home area", err)
 	}
 	return s, nil
+}
+
+// treeOwner is the uid by which a quota may count an area. It is what the
+// setups of OpenTree have as Private.
+type treeOwner uint32
+
+// ResizeTree bounds what the user of an open area that is a directory can
+// write. It may be less than is there by now: then nothing more fits until
+// something goes. Fault: NotSupported where the file system keeps no quota, in
+// the words that clients know.
+func ResizeTree(s *Setup, want Size) (Size, error) {
+	const op = "resize"
+	owner, ok := s.Private.(treeOwner)
+	if !ok {
+		return Size{}, errors.New("the setup is not that of an open directory")
+	}
+	switch err := quota.Limit(s.Root, uint32(owner), want.Bytes); {
+	case errors.Is(err, quota.ErrNone):
+		e := fault.Newf(fault.NotSupported, op, "Operation not supported on file system")
+		e.Err = err
+		return Size{}, e
+	case err != nil:
+		return Size{}, SpaceFault(op, err)
+	}
+	return want, nil
 }
 
 // mountTree shows the directory at path on the work directory, with the flags

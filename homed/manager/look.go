@@ -104,6 +104,27 @@ func measure(v records.View, s *records.LiveStatus) {
 	s.FileSystemType = fsName(home.Type)
 	s.DiskSize = amount(home.Blocks * uint64(home.Bsize))
 	s.DiskFree = amount(home.Bavail * uint64(home.Bsize))
+	measureQuota(v, s)
+}
+
+// measureQuota narrows the sizes of the whole file system down to the share
+// that a home in a directory has of it.
+func measureQuota(v records.View, s *records.LiveStatus) {
+	if v.Storage != "directory" && v.Storage != "subvolume" && v.Storage != "fscrypt" {
+		return
+	}
+	used, limit, ok, err := presence.Quota(v.ImagePath, v.UID)
+	if err != nil || !ok {
+		return
+	}
+	size, free := *s.DiskSize, *s.DiskFree
+	s.DiskUsage = amount(used)
+	s.DiskCeiling = amount(min(used+free, size))
+	if limit > 0 && limit < size {
+		size = limit
+		free = min(free, size-min(size, used))
+	}
+	s.DiskSize, s.DiskFree = amount(size), amount(free)
 }
 
 func measureLUKS(v records.View, s *records.LiveStatus, up bool, home *unix.Statfs_t) {

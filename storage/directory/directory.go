@@ -2,8 +2,6 @@
 // the host. It knows how such a directory is made, and that nothing in it is
 // encrypted: the password keeps the mount, not the data. What all areas share
 // that are directories it leaves to storage.
-//
-// Not built: resizing.
 package directory
 
 import (
@@ -18,7 +16,10 @@ import (
 // Backend implements storage.Backend. Its zero value works.
 type Backend struct{}
 
-var _ storage.Backend = Backend{}
+var (
+	_ storage.Backend = Backend{}
+	_ storage.Resizer = Backend{}
+)
 
 // Create implements storage.Backend. The files belong to the user on the disk
 // too, by whose uid a quota counts them. There are no keyslots.
@@ -36,6 +37,14 @@ func (Backend) Open(ctx context.Context, a storage.Area, _ *storage.Credentials)
 // Rekey implements storage.Backend. There are no keyslots: what the record says
 // is all that a password opens.
 func (Backend) Rekey(context.Context, *storage.Setup, *storage.Credentials) error { return nil }
+
+// Resize implements storage.Resizer: the quota is changed.
+func (Backend) Resize(_ context.Context, s *storage.Setup, want storage.Size) (storage.Size, error) {
+	return storage.ResizeTree(s, want)
+}
+
+// Elastic implements storage.Resizer.
+func (Backend) Elastic(*storage.Setup) bool { return false }
 
 // Deactivate implements storage.Backend.
 func (Backend) Deactivate(_ context.Context, a storage.Area) error { return storage.DeactivateTree(a) }

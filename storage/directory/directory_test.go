@@ -20,6 +20,7 @@ import (
 	"hearth/internal/testenv"
 	"hearth/records"
 	"hearth/storage"
+	"hearth/storage/presence"
 	"hearth/storage/storagetest"
 )
 
@@ -278,6 +279,41 @@ func TestQuota(t *testing.T) {
 	if said := w.Overfill(t, "big", 16); !strings.Contains(said, "quota exceeded") {
 		t.Errorf("writing more than the size: %q", said)
 	}
+	resize := func(size int) {
+		t.Helper()
+		w.Record = w.With(t, map[string]any{"diskSize": size, "lastChangeUSec": w.Record.LastChangeUSec() + 1})
+		w.Must(t, storage.Resize, storagetest.Password)
+		used, limit, ok, err := presence.Quota(w.View().ImagePath, storagetest.UID)
+		if err != nil || !ok || limit != uint64(size) || used < 1<<20 {
+			t.Errorf("%d of %d, %v, %v, want %d", used, limit, ok, err, size)
+		}
+	}
+	resize(32 << 20)
+	if said := w.Overfill(t, "big", 16); said != "" {
+		t.Errorf("in the larger home: %q", said)
+	}
+	w.Must(t, storage.Deactivate, "")
+	// Less than is there: the user cannot write, and gets in to make room.
+	resize(4 << 20)
+	w.Must(t, storage.Activate, storagetest.Password)
+	if said := w.Overfill(t, "more", 1); !strings.Contains(said, "quota exceeded") {
+		t.Errorf("in the smaller home: %q", said)
+	}
+}
+
+// TestNoQuota: a size that nothing can keep changes nothing.
+func TestNoQuota(t *testing.T) {
+	testenv.Need(t, "root", "loop", "mount", "ext4", "mkfs.ext4")
+	w := storagetest.New(t, kind("ext4"))
+	w.Must(t, storage.Create, storagetest.Password)
+	before := w.Record
+	w.Record = w.With(t, map[string]any{"diskSize": 32 << 20, "lastChangeUSec": w.Record.LastChangeUSec() + 1})
+	w.Refused(t, storage.Resize, storagetest.Password, fault.NotSupported)
+	if _, _, ok, err := presence.Quota(w.View().ImagePath, storagetest.UID); ok || err != nil {
+		t.Errorf("a quota is there: %v, %v", ok, err)
+	}
+	w.Record = before
+	w.Must(t, storage.Activate, storagetest.Password)
 }
 
 // TestFixtures opens homes that the real daemons made, by their own records.

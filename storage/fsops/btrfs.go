@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -14,23 +13,15 @@ import (
 
 // The requests of linux/btrfs.h that are used here.
 const (
-	btrfsSnapDestroy  = 0x5000940F
-	btrfsInoLookup    = 0xD0009412
-	btrfsSubvolGet    = 0x80089419
-	btrfsSubvolSet    = 0x4008941A
-	btrfsQuotaCtl     = 0xC0109428
-	btrfsQgroupCreate = 0x4010942A
-	btrfsQgroupLimit  = 0x8030942B
-	btrfsRescanWait   = 0x942E
-	btrfsFsInfo       = 0x8400941F
-	btrfsDevInfo      = 0xD000941E
+	btrfsSnapDestroy = 0x5000940F
+	btrfsSubvolGet   = 0x80089419
+	btrfsSubvolSet   = 0x4008941A
+	btrfsFsInfo      = 0x8400941F
+	btrfsDevInfo     = 0xD000941E
 
 	subvolReadOnly = 1 << 1 // BTRFS_SUBVOL_RDONLY
 	subvolInode    = 256    // BTRFS_FIRST_FREE_OBJECTID, of every subvolume's top
 )
-
-// qgroupTries bounds how often we wait for a rescan that keeps a qgroup busy.
-const qgroupTries = 10
 
 func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) error {
 	return onFD(f, func(fd int) error {
@@ -53,63 +44,6 @@ func IsSubvolume(dir *os.File) (bool, error) {
 		return false, fmt.Errorf("look for a subvolume: %w", err)
 	}
 	return uint32(fs.Type) == unix.BTRFS_SUPER_MAGIC && st.Ino == subvolInode, nil
-}
-
-// SubvolumeID returns the number of the subvolume that dir is in.
-func SubvolumeID(dir *os.File) (uint64, error) {
-	var args struct { // btrfs_ioctl_ino_lookup_args
-		tree, object uint64
-		name         [4080]byte
-	}
-	args.object = subvolInode
-	if err := ioctl(dir, btrfsInoLookup, unsafe.Pointer(&args)); err != nil {
-		return 0, fmt.Errorf("ask for the subvolume's number: %w", err)
-	}
-	return args.tree, nil
-}
-
-// limitSubvolume bounds what the subvolume that dir is the top of refers to.
-// Quota is switched on for the whole file system, and stays.
-func limitSubvolume(dir *os.File, limit uint64) error {
-	id, err := SubvolumeID(dir)
-	if err != nil {
-		return err
-	}
-	enable := struct{ cmd, status uint64 }{cmd: 1} // BTRFS_QUOTA_CTL_ENABLE
-	// On where it is on already is an error; what matters is the limit.
-	_ = ioctl(dir, btrfsQuotaCtl, unsafe.Pointer(&enable))
-	args := struct { // btrfs_ioctl_qgroup_limit_args
-		qgroup, flags, maxReferenced, maxExclusive, rsvReferenced, rsvExclusive uint64
-	}{qgroup: id, flags: 1 /* BTRFS_QGROUP_LIMIT_MAX_RFER */, maxReferenced: limit}
-	if err := patiently(dir, func() error { return ioctl(dir, btrfsQgroupLimit, unsafe.Pointer(&args)) }); err != nil {
-		return fmt.Errorf("limit subvolume: %w", err)
-	}
-	return nil
-}
-
-// DropQgroup deletes the qgroup of a subvolume that was removed; dir is
-// anywhere on its file system. Without quota there is none, which is success.
-// The kernel keeps it busy until the subvolume's blocks are gone.
-func DropQgroup(dir *os.File, subvolume uint64) error {
-	args := struct{ create, qgroup uint64 }{qgroup: subvolume}
-	err := patiently(dir, func() error { return ioctl(dir, btrfsQgroupCreate, unsafe.Pointer(&args)) })
-	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTCONN) {
-		return fmt.Errorf("drop qgroup: %w", err)
-	}
-	return nil
-}
-
-func patiently(dir *os.File, f func() error) (err error) {
-	for range qgroupTries {
-		if err = f(); !errors.Is(err, unix.EBUSY) {
-			return err
-		}
-		if werr := ioctl(dir, btrfsRescanWait, nil); werr != nil {
-			return errors.Join(err, werr)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return err
 }
 
 // BlockDevice returns the numbers of the one block device that the file system

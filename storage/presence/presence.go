@@ -1,5 +1,5 @@
 // Package presence looks at a home area from outside: is its storage there, is
-// it marked dirty, is it mounted, is it locked. It needs no key, opens nothing and changes
+// it marked dirty, is it mounted, is it locked, how much is counted of it. It needs no key, opens no storage and changes
 // nothing, so the daemon may link it; what to do about a state is its callers'.
 package presence
 

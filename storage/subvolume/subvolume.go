@@ -4,7 +4,7 @@
 // instead, as systemd-homed does. Nothing in it is encrypted. What all areas
 // share that are directories it leaves to storage.
 //
-// Not built: resizing, and joining the qgroups of the subvolume that
+// Not built: joining the qgroups of the subvolume that
 // a new one is in.
 package subvolume
 
@@ -18,12 +18,16 @@ import (
 
 	"hearth/storage"
 	"hearth/storage/fsops"
+	"hearth/storage/quota"
 )
 
 // Backend implements storage.Backend. Its zero value works.
 type Backend struct{}
 
-var _ storage.Backend = Backend{}
+var (
+	_ storage.Backend = Backend{}
+	_ storage.Resizer = Backend{}
+)
 
 // Create implements storage.Backend. A subvolume is limited as a whole, so its
 // files need no owner that means anything; in a directory a quota counts the
@@ -48,6 +52,14 @@ func (Backend) Open(ctx context.Context, a storage.Area, _ *storage.Credentials)
 // is all that a password opens.
 func (Backend) Rekey(context.Context, *storage.Setup, *storage.Credentials) error { return nil }
 
+// Resize implements storage.Resizer: the quota is changed.
+func (Backend) Resize(_ context.Context, s *storage.Setup, want storage.Size) (storage.Size, error) {
+	return storage.ResizeTree(s, want)
+}
+
+// Elastic implements storage.Resizer.
+func (Backend) Elastic(*storage.Setup) bool { return false }
+
 // Deactivate implements storage.Backend.
 func (Backend) Deactivate(_ context.Context, a storage.Area) error { return storage.DeactivateTree(a) }
 
@@ -62,7 +74,7 @@ func (Backend) Remove(ctx context.Context, a storage.Area) error {
 		return err
 	}
 	if folder != nil {
-		if err := fsops.DropQgroup(folder, group); err != nil {
+		if err := quota.DropGroup(folder, group); err != nil {
 			a.Log.Info("the qgroup of the subvolume stays", "qgroup", group, "error", err)
 		}
 	}
@@ -84,7 +96,7 @@ func qgroup(a storage.Area) (uint64, *os.File) {
 	if is, err := fsops.IsSubvolume(top); err != nil || !is {
 		return 0, nil
 	}
-	id, err := fsops.SubvolumeID(top)
+	id, err := quota.Subvolume(top)
 	if err != nil {
 		return 0, nil
 	}

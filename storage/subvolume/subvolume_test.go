@@ -2,6 +2,7 @@ package subvolume
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"hearth/internal/testenv"
 	"hearth/storage"
 	"hearth/storage/fsops"
+	"hearth/storage/presence"
 	"hearth/storage/storagetest"
 )
 
@@ -126,7 +128,25 @@ func TestQuota(t *testing.T) {
 	if said := w.Overfill(t, "big", 64); !strings.Contains(said, "quota exceeded") {
 		t.Errorf("writing more than the size: %q", said)
 	}
-	w.Must(t, storage.Deactivate, "")
+	for _, open := range []bool{true, false} {
+		size := 48 << 20
+		if !open {
+			w.Must(t, storage.Deactivate, "")
+			size = 32 << 20
+		}
+		w.Record = w.With(t, map[string]any{"diskSize": size, "lastChangeUSec": w.Record.LastChangeUSec() + 1})
+		w.Must(t, storage.Resize, storagetest.Password)
+		unix.Sync()
+		used, limit, ok, err := presence.Quota(w.View().ImagePath, storagetest.UID)
+		if err != nil || !ok || limit != uint64(size) || used < 10<<20 || used > 17<<20 {
+			t.Errorf("resized, open %v: %d of %d, %v, %v", open, used, limit, ok, err)
+		}
+		if got := limits(); !strings.Contains(got, fmt.Sprint(size)) {
+			t.Errorf("the limit is not %d:\n%s", size, got)
+		}
+	}
+	w.Record = w.With(t, map[string]any{"diskSize": 16 << 20, "lastChangeUSec": w.Record.LastChangeUSec() + 1})
+	w.Must(t, storage.Resize, storagetest.Password)
 	w.Must(t, storage.Remove, "")
 	if got := limits(); strings.Contains(got, "16777216") {
 		// The kernel drops it when the blocks are gone; ours may be too early.
