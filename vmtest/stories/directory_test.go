@@ -88,6 +88,20 @@ func TestHomesInDirectories(t *testing.T) {
 		p.MustSh("! mountpoint -q /home/dora")
 	})
 
+	t.Run("sam gets a larger quota, dora none", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		p.ok("activate sam")
+		p.ok("resize sam 48M")
+		p.MustSh("btrfs qgroup show -r --raw /pool | grep -w 50331648")
+		if got := p.MustSh("homectl inspect sam --json=short | jq '[.status[] | .diskSize == 50331648, .diskUsage > 0, .diskUsage + .diskFree == .diskSize]' -c"); strings.TrimSpace(got) != "[true,true,true]" {
+			t.Errorf("inspect shows %s: %s", got, p.MustSh("homectl inspect sam --json=short | jq -c .status"))
+		}
+		p.MustSh(atMost + "homectl deactivate sam")
+		p.ok("resize sam 32M")
+		p.MustSh("btrfs qgroup show -r --raw /pool | grep -w 33554432")
+		p.says("resize dora 32M", "Operation on home dora failed: Operation not supported on file system")
+	})
+
 	t.Run("what the real daemon made opens", func(t *testing.T) {
 		p := &product{p.With(t), t}
 		if r := p.with("fixture-pw-1", "activate fxdir"); r.Code != 0 {
