@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -245,4 +246,48 @@ func TestCreateChecksThePassword(t *testing.T) {
 	kind(t, "the same where the machine wants longer ones", create(hashed("bob", password), password), fault.LowPasswordQuality)
 	kind(t, "a new password where the machine wants longer ones", d.change("ann", "another one", password), fault.LowPasswordQuality)
 	kind(t, "a long new password", d.change("ann", "another one of twenty", password), "")
+}
+
+// TestCreateIsStrict: what counts here has to be right; what is for other
+// machines is theirs. Nothing is left of a refused record.
+func TestCreateIsStrict(t *testing.T) {
+	d := boot(t, t.TempDir())
+	for fields, want := range map[string]fault.Kind{
+		`"perMachine":[{"matchMachineId":"` + machineID + `","fooBar":1}]`:                      fault.InvalidArgs,
+		`"perMachine":[{"matchMachineId":"` + machineID + `","niceLevel":99}]`:                  fault.InvalidArgs,
+		`"perMachine":[{"matchMachineId":"0123456789abcdef0123456789abcdee","fooBar":1}]`:       "",
+		`"perMachine":[{"matchMachineId":"0123456789abcdef0123456789abcdee","niceLevel":99}]`:   "",
+		`"fooBar":1,"diskSize":"12","umask":"0022","privileged":{"hashedPassword":[],"baz":{}}`: "",
+	} {
+		r, err := records.Parse([]byte(`{"userName":"ann","disposition":"regular","enforcePasswordPolicy":false,`+fields+`}`), records.BusCreate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kind(t, fields, d.create(r), want)
+		if want != "" {
+			d.state("ann", "")
+		} else if _, err := d.Do(t.Context(), manager.Operation{Verb: home.Remove, Key: manager.Key{Name: "ann"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestRemarksOnRecords: what does not count is said when a record is read.
+func TestRemarksOnRecords(t *testing.T) {
+	d := boot(t, t.TempDir())
+	r, err := newRecord(t, "ann").Edit().Set("niceLevel", 99).Set("x-list", []records.Object{{}, {}, {}, {}}).Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Do(t.Context(), manager.Operation{Verb: home.Register, Record: r}); err != nil {
+		t.Fatal(err)
+	}
+	d.stop()
+	d = boot(t, d.dir)
+	d.state("ann", "absent")
+	for _, want := range []string{"niceLevel: 99 is not a number from -20 to 19", "list of four or more objects"} {
+		if said := d.logged.String(); !strings.Contains(said, want) {
+			t.Errorf("%q is not said: %s", want, said)
+		}
+	}
 }

@@ -515,6 +515,12 @@ func (m *Manager) introduce(ctx context.Context, c *call) (Result, error) {
 		return c.refused(fault.New(fault.InvalidArgs, string(op.Verb), errors.New("no record")))
 	}
 	name := op.Record.UserName()
+	// Only this verb is strict: what is registered was made elsewhere.
+	if op.Verb == home.Create {
+		if err := op.Record.Validate(m.Machine); err != nil {
+			return c.refused(fault.For(name, err))
+		}
+	}
 	v, err := m.vet(ctx, op.Record.WithoutSecret())
 	if err != nil {
 		return c.refused(fault.For(name, err))

@@ -73,6 +73,7 @@ func (m *Manager) loadRecord(name string) error {
 	}
 	e := m.add(v, home.Home{})
 	e.saved = true
+	m.remarkOn(e)
 	if m.look(e) == home.SeenMounted && m.suspended(m.logOf(e), e.name) {
 		// Locked before a restart. To take it for active would hang.
 		e.home.Stored = home.Locked
@@ -84,6 +85,18 @@ func (m *Manager) loadRecord(name string) error {
 	}
 	m.recoverReferences(e)
 	return nil
+}
+
+// remarkOn says what of a record does not count, and what may stop another
+// daemon from accepting it.
+func (m *Manager) remarkOn(e *entry) {
+	r := e.subject.Record()
+	for _, why := range r.Ignored(m.Machine) {
+		m.logOf(e).Warn("ignoring a field of the record", "field", why)
+	}
+	if r.UnstableOrder() {
+		m.logOf(e).Warn("the record has a list of four or more objects, in which systemd-homed may not recognise its own signature")
+	}
 }
 
 // save writes a home's record to disk. A home without accepted record has

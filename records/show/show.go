@@ -409,7 +409,7 @@ func (w *writer) storage() {
 		w.text("PBKDF Type", "luksPbkdfType")
 		w.text("PBKDF Hash", "luksPbkdfHashAlgorithm")
 		w.number("PBKDF Iters", "luksPbkdfForceIterations", decimal)
-		w.number("PBKDF Time", "luksPbkdfTimeCostUSec", func(n uint64) string { return Span(n, 0) })
+		w.number("PBKDF Time", "luksPbkdfTimeCostUSec", func(n uint64) string { return records.Timespan(n, 0) })
 		w.number("PBKDF Bytes", "luksPbkdfMemoryCost", Bytes)
 		w.number("PBKDF Thread", "luksPbkdfParallelThreads", decimal)
 		w.number("Sector Size", "luksSectorSize", decimal)
@@ -472,13 +472,13 @@ func (w *writer) authentication(r *records.Record) {
 	w.number("Last Bad", "lastBadAuthenticationUSec", w.stamp)
 	if next, known := r.Counters(w.o.Machine.ID).NextTry(w.v, w.now()); known {
 		if next > w.now() {
-			w.line("Next Try", "%s", w.paint(red, "in "+Span(next-w.now(), 1e6)))
+			w.line("Next Try", "%s", w.paint(red, "in "+records.Timespan(next-w.now(), 1e6)))
 		} else {
 			w.line("Next Try", "anytime")
 		}
 	}
 	if w.v.Storage != "" && w.v.Storage != "classic" {
-		w.line("Auth. Limit", "%d attempts per %s", w.v.RateLimitBurst, Span(w.v.RateLimitIntervalUSec, 0))
+		w.line("Auth. Limit", "%d attempts per %s", w.v.RateLimitBurst, records.Timespan(w.v.RateLimitIntervalUSec, 0))
 	}
 }
 
@@ -489,19 +489,19 @@ func (w *writer) policy() {
 	if lo != nil || hi != nil || warn != nil || inactive != nil {
 		s := ""
 		if lo != nil {
-			s += "min " + Span(*lo, 0)
+			s += "min " + records.Timespan(*lo, 0)
 			if hi != nil {
 				s += " … "
 			}
 		}
 		if hi != nil {
-			s += "max " + Span(*hi, 0)
+			s += "max " + records.Timespan(*hi, 0)
 		}
 		if warn != nil {
-			s += "/warn " + Span(*warn, 0)
+			s += "/warn " + records.Timespan(*warn, 0)
 		}
 		if inactive != nil {
-			s += "/inactive " + Span(*inactive, 0)
+			s += "/inactive " + records.Timespan(*inactive, 0)
 		}
 		w.line("Passwd Chg.", "%s", s)
 	}
@@ -542,7 +542,7 @@ func (w *writer) session() {
 	if b := w.v.SignedLocally; b != nil {
 		w.line("Local Sig.", "%s", yesNo(*b))
 	}
-	w.number("Stop Delay", "stopDelayUSec", func(n uint64) string { return Span(n, 0) })
+	w.number("Stop Delay", "stopDelayUSec", func(n uint64) string { return records.Timespan(n, 0) })
 	w.bool("Autom. Login", "autoLogin")
 	w.text("Sess. Launch", "preferredSessionLauncher")
 	w.text("Session Type", "preferredSessionType")

@@ -2,7 +2,6 @@ package show
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 )
@@ -21,61 +20,6 @@ func Bytes(n uint64) string {
 		return fmt.Sprintf("%d.%d%c", whole, tenth, units[at])
 	}
 	return fmt.Sprintf("%d%c", whole, units[at])
-}
-
-var spanUnits = []struct {
-	name string
-	usec uint64
-}{
-	{"y", 31557600e6}, {"month", 2629800e6}, {"w", 604800e6}, {"d", 86400e6}, {"h", 3600e6}, {"min", 60e6}, {"s", 1e6}, {"ms", 1e3}, {"us", 1},
-}
-
-// Span prints a time span of n microseconds; what is below accuracy is left
-// out. Accuracy 0 is as 1.
-func Span(n, accuracy uint64) string {
-	switch n {
-	case math.MaxUint64:
-		return "infinity"
-	case 0:
-		return "0"
-	}
-	accuracy = max(accuracy, 1)
-	var parts []string
-	for _, u := range spanUnits {
-		if n < u.usec {
-			continue
-		}
-		if len(parts) > 0 && n < accuracy {
-			break
-		}
-		whole, rest := n/u.usec, n%u.usec
-		// Below a minute the rest is decimals of the unit at hand.
-		if u.usec < 60e6 && rest > 0 {
-			digits := log10(u.usec) - log10(accuracy)
-			if digits > 0 {
-				cut := rest
-				for i := log10(u.usec) - digits; i > 0; i-- {
-					cut /= 10
-				}
-				parts = append(parts, fmt.Sprintf("%d.%0*d%s", whole, digits, cut, u.name))
-			} else {
-				parts = append(parts, fmt.Sprintf("%d%s", whole, u.name))
-			}
-			break
-		}
-		parts = append(parts, fmt.Sprintf("%d%s", whole, u.name))
-		n = rest
-	}
-	return strings.Join(parts, " ")
-}
-
-func log10(n uint64) int {
-	d := 0
-	for n >= 10 {
-		n /= 10
-		d++
-	}
-	return d
 }
 
 // capabilityNames in the order of their numbers (linux/capability.h).
