@@ -22,6 +22,9 @@ import (
 const recordLimit = 16 << 20
 
 func runCreate(c *command, ctx context.Context, args []string) error {
+	if err := c.recovery.check(); err != nil {
+		return err
+	}
 	record, section, err := c.readIdentity()
 	if err != nil {
 		return err
@@ -97,7 +100,7 @@ func runCreate(c *command, ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	return c.createHome(ctx, client, record, name, k)
+	return c.createWithRecovery(ctx, client, record, name, k)
 }
 
 // warnOfWeak says what the daemon will not say where the record turns its

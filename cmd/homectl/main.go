@@ -56,6 +56,7 @@ type command struct {
 	ask      bool // may ask on the terminal
 	offline  bool
 	seize    bool
+	recovery recovery
 
 	client *home1.Client
 }

@@ -122,6 +122,9 @@ func allOptions() []option {
 	}
 	for i := range properties {
 		opts = append(opts, properties[i].options()...)
+		if properties[i].name == "ssh-authorized-keys" {
+			opts = append(opts, recoveryOptions()...)
+		}
 	}
 	return opts
 }

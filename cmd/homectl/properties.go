@@ -363,8 +363,6 @@ var properties = []property{
 	{name: "fido2-with-client-pin", metavar: "BOOL", field: "fido2HmacCredential", set: refuse},
 	{name: "fido2-with-user-presence", metavar: "BOOL", field: "fido2HmacCredential", set: refuse},
 	{name: "fido2-with-user-verification", metavar: "BOOL", field: "fido2HmacCredential", set: refuse},
-	{name: "recovery-key", metavar: "BOOL", help: "Add a recovery key (not yet)", field: "recoveryKeyType", set: refuse},
-	{name: "recovery-key-file", metavar: "PATH", help: "Write the recovery key to a file (not yet)", field: "recoveryKeyType", set: refuse},
 	{name: "blob", short: 'b', metavar: "[NAME=]PATH", help: "Blob directory or one blob (not yet)", field: "blobManifest", set: refuse},
 	{name: "avatar", metavar: "PATH", help: "Avatar picture (not yet)", field: "blobManifest", set: refuse},
 	{name: "login-background", metavar: "PATH", help: "Background of the login screen (not yet)", field: "blobManifest", set: refuse},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
@@ -18,7 +19,10 @@ const passwordLimit = 2048
 
 // A keyring is what was learned so far to open one home: newest first, without
 // duplicates.
-type keyring struct{ passwords []*secret.Bytes }
+type keyring struct {
+	passwords []*secret.Bytes
+	recovery  *secret.Bytes // a new recovery key, borrowed, that goes along with them
+}
 
 func (k *keyring) close() { secret.CloseAll(k.passwords) }
 
@@ -35,7 +39,13 @@ func (k *keyring) add(p *secret.Bytes) {
 
 // section returns the content of a record's secret section, for the bus. The
 // caller closes it.
-func (k *keyring) section() (*secret.Bytes, error) { return records.EncodeSecrets(k.passwords) }
+func (k *keyring) section() (*secret.Bytes, error) {
+	all := k.passwords
+	if k.recovery != nil {
+		all = append(slices.Clone(all), k.recovery)
+	}
+	return records.EncodeSecrets(all)
+}
 
 // steal takes a password out of the environment, so that neither a second
 // question nor a child sees it. Nil if there is none.

@@ -13,6 +13,9 @@ import (
 )
 
 func runUpdate(c *command, ctx context.Context, args []string) error {
+	if err := c.recovery.check(); err != nil {
+		return err
+	}
 	if c.identity == "" && !c.assembly.changes() {
 		return usagef("No field to change specified.")
 	}
@@ -34,8 +37,18 @@ func runUpdate(c *command, ctx context.Context, args []string) error {
 		return err
 	}
 	whole := record != nil
+	var former map[string]any
+	if !whole || c.recovery.given {
+		if former, err = c.currentRecord(ctx, client, user); err != nil {
+			return err
+		}
+	}
 	if !whole {
-		if record, err = c.currentRecord(ctx, client, user); err != nil {
+		text, err := encode(former)
+		if err != nil {
+			return err
+		}
+		if record, err = decode(text); err != nil {
 			return err
 		}
 	}
@@ -49,10 +62,6 @@ func runUpdate(c *command, ctx context.Context, args []string) error {
 	if err := timestamp(record, uint64(time.Now().UnixMicro()), whole); err != nil {
 		return err
 	}
-	text, err := encode(record)
-	if err != nil {
-		return err
-	}
 	k, err := harvest()
 	if err != nil {
 		return err
@@ -64,9 +73,11 @@ func runUpdate(c *command, ctx context.Context, args []string) error {
 	if resizes {
 		c.info("Updating home directory.")
 	}
-	err = c.slow(ctx, user, k, func(ctx context.Context, section *secret.Bytes) error {
-		return client.UpdateHome(ctx, user, text, section, c.offline)
-	})
+	if c.recovery.want || c.recovery.given && hasRecovery(former) {
+		err = c.updateWithRecovery(ctx, client, user, record, former, k)
+	} else {
+		err = c.updateHome(ctx, client, user, record, k)
+	}
 	if err != nil || !resizes {
 		return err
 	}
@@ -76,6 +87,17 @@ func runUpdate(c *command, ctx context.Context, args []string) error {
 		return err
 	}
 	return nil
+}
+
+// updateHome has the daemon keep a changed record.
+func (c *command) updateHome(ctx context.Context, client *home1.Client, user string, record map[string]any, k *keyring) error {
+	text, err := encode(record)
+	if err != nil {
+		return err
+	}
+	return c.slow(ctx, user, k, func(ctx context.Context, section *secret.Bytes) error {
+		return client.UpdateHome(ctx, user, text, section, c.offline)
+	})
 }
 
 // updatedUser is whose record is changed: the argument's, the identity's, or
