@@ -42,7 +42,8 @@ type plain struct {
 	dir     string
 	left    *int // nil: no cut
 	unlocks []string
-	entered bool // whether anything behind the header was opened
+	kept    *secret.Bytes // the volume key that an activation left
+	entered bool          // whether anything behind the header was opened
 }
 
 func (p *plain) step() error {
@@ -72,8 +73,19 @@ func (p *plain) Open(_ context.Context, a Area, c *Credentials) (*Setup, error) 
 	for _, b := range c.Passphrases {
 		_ = b.Use(func(text []byte) error { p.unlocks = append(p.unlocks, string(text)); return nil })
 	}
-	key, _, err := h.Unlock(p, c.Passphrases)
+	var key *secret.Bytes
+	switch {
+	case !a.KeptKey:
+		key, _, err = h.Unlock(p, c.Passphrases)
+	case p.kept == nil:
+		err = fault.New(fault.BadPassword, "fetch volume key", nil)
+	default:
+		if key, err = p.kept.Clone(); err == nil {
+			err = h.CheckKey(key)
+		}
+	}
 	if err != nil {
+		key.Close()
 		return nil, err
 	}
 	s := &Setup{VolumeKey: key, Private: h}

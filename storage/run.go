@@ -325,6 +325,7 @@ func (f *flow) admit(text []byte) error {
 	switch {
 	case err != nil:
 	case f.kept:
+		err = f.keepsCredentials(r, "header")
 	case hostErr == nil && known:
 		err = records.RefusedBy(r, f.secrets, f.hashes)
 	case hostErr == nil || r.LastChangeUSec() > f.subject.Record().LastChangeUSec():
@@ -373,7 +374,7 @@ func (f *flow) embedded(text []byte) (*records.Record, error) {
 		return nil, err
 	}
 	if f.kept {
-		return r, nil
+		return r, f.keepsCredentials(r, identityName)
 	}
 	brought := f.verb == Passwd || f.verb == Update
 	refused := records.RefusedBy(r, f.secrets, f.hashes)
@@ -405,14 +406,16 @@ func (f *flow) open(ctx context.Context) (*Setup, error) {
 		return nil, err
 	}
 	defer secret.CloseAll(passphrases)
-	if _, ok := f.backend.(HeaderKeeper); ok && f.verb == Resize && f.area.Active && len(passphrases) == 0 {
-		// A change of size gives nobody anything to read. So that the machine
-		// can balance its homes, the key of an open one will do.
+	changes := f.verb == Update || f.verb == Resize
+	if _, ok := f.backend.(HeaderKeeper); ok && changes && f.area.Active && f.secrets.Empty() {
+		// Neither gives anybody anything to read. So that the machine can
+		// balance its homes, and an open session need not be asked, the key of
+		// an open home will do.
 		f.kept, f.area.KeptKey = true, true
 		f.auth = &authentication{done: make(chan struct{})}
 		close(f.auth.done)
 	} else {
-		f.auth = f.authenticate(f.verb == Update || f.verb == Resize)
+		f.auth = f.authenticate(changes)
 	}
 	return f.openWith(ctx, passphrases)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"hearth/internal/fault"
 	"hearth/records"
 )
 
@@ -30,4 +31,14 @@ func (f *flow) update(ctx context.Context) (out *records.Record, err error) {
 		return nil, err
 	}
 	return f.bind(got.Record, setup, f.view.HomeDirectory), nil
+}
+
+// keepsCredentials demands that an update for which nobody proved who he is
+// changes nothing about how that is proved: an open session would else do for
+// its password. Fault: BadPassword, since with a password more is allowed.
+func (f *flow) keepsCredentials(r *records.Record, where string) error {
+	if f.verb != Update || records.SameCredentials(f.subject.Record(), r) {
+		return nil
+	}
+	return fault.New(fault.BadPassword, "compare credentials", errors.New("they differ from those in the "+where))
 }
