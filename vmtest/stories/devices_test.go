@@ -32,6 +32,8 @@ func TestDevices(t *testing.T) {
 	part("disk", (*product).disks)
 	part("partition", (*product).partition)
 	part("allocation", (*product).allocation)
+	part("recovery", (*product).recovery)
+	part("tokens", (*product).tokens)
 	part("adopt", func(p *product) { p.adoption(recovery, images) })
 }
 
@@ -270,4 +272,135 @@ func (p *product) allocation() {
 		p.MustSh(fmt.Sprintf("grep -q 'dear %[1]s' /home/%[1]s/letter && %[2]s homectl deactivate %[1]s && %[2]s homectl remove %[1]s", c.user, atMost))
 		p.clean(c.user)
 	}
+}
+
+// recovery makes recovery keys, opens homes with them, and has none left that
+// should not.
+func (p *product) recovery() {
+	t := p.t
+	activates := func(key string, want bool) {
+		t.Helper()
+		r := p.with(key, "activate rae </dev/null")
+		if (r.Code == 0) != want {
+			t.Errorf("with that key: %v, want it to open %v", r, want)
+		}
+		if r.Code == 0 {
+			p.MustSh(atMost + "homectl deactivate rae")
+		}
+	}
+	// opens asks cryptsetup.
+	opens := func(key string, want bool) {
+		t.Helper()
+		r := p.Sh(fmt.Sprintf("L=$(losetup -r -o 1048576 -f --show /home/rae.home); printf %%s '%s' | cryptsetup open --test-passphrase --key-file=- $L; e=$?; losetup -d $L; exit $e", key))
+		if (r.Code == 0) != want {
+			t.Errorf("cryptsetup: %v, want it to open %v", r, want)
+		}
+	}
+	made := func(r vmtest.Result) string {
+		t.Helper()
+		key := strings.TrimSuffix(r.Stdout, "\n")
+		if r.Code != 0 || len(key) != 71 || !strings.Contains(r.Stderr, "A secret recovery key has been generated for this account:") {
+			t.Fatal(r)
+		}
+		return key
+	}
+	first := made(p.Sh(fmt.Sprintf("NEWPASSWORD='%s' %s homectl create rae --storage=luks --fs-type=ext4 --disk-size=64M --recovery-key=yes --recovery-key-file=/root/rae.key %s", password, atMost, cheap)))
+	if got := p.MustSh("stat -c %a /root/rae.key && cat /root/rae.key"); got != "600\n"+first {
+		t.Errorf("the file has %q", got)
+	}
+	activates(first, true)
+	activates(strings.ToUpper(strings.ReplaceAll(first, "-", "")), true)
+	opens(first, true)
+
+	// Nothing changes where a password is missing or wrong, or offline.
+	for _, args := range []string{"PASSWORD=wrong homectl update rae --recovery-key=yes", "homectl update rae --recovery-key=yes", "homectl update rae --offline --recovery-key=yes"} {
+		if r := p.Sh("timeout 60 env " + args + " </dev/null"); r.Code != 1 || r.Stdout != "" {
+			t.Errorf("%s: %v", args, r)
+		}
+	}
+	activates(first, true)
+	second := made(p.with(password, "update rae --recovery-key=yes </dev/null"))
+	activates(first, false)
+	opens(first, false)
+	opens(second, true)
+	opens(password, true)
+	activates(password, true)
+
+	// The real daemon opens the home with it too.
+	p.MustSh("systemctl stop homed.service && systemctl disable homed.service && systemctl daemon-reload && systemctl start systemd-homed.service")
+	p.MustSh(fmt.Sprintf("PASSWORD='%s' %s /usr/bin/homectl activate rae && %[2]s /usr/bin/homectl deactivate rae", second, atMost))
+	p.MustSh("systemctl stop systemd-homed.service && systemctl enable --now homed.service")
+	p.ownsBus("/usr/local/lib/hearth/homed")
+
+	// On an open home, and none in the end.
+	p.ok("activate rae")
+	third := made(p.with(password, "update rae --recovery-key=yes --real-name='Rae R' </dev/null"))
+	p.MustSh(atMost + "homectl deactivate rae")
+	activates(second, false)
+	activates(third, true)
+	p.ok("update rae --recovery-key=no")
+	activates(third, false)
+	opens(third, false)
+	activates(password, true)
+	if got := p.MustSh("homectl inspect --json=short rae | jq -c '[.realName, .recoveryKeyType, .privileged.recoveryKey]'"); got != `["Rae R",null,null]` {
+		t.Errorf("the record has %s", got)
+	}
+	for _, key := range []string{first, second, third} {
+		if r := p.Sh("journalctl -b | grep -c " + key); strings.TrimSpace(r.Stdout) != "0" {
+			t.Errorf("the journal has a recovery key: %v", r)
+		}
+	}
+
+	// While it is open, what is no secret changes without one.
+	if r := p.Sh(atMost + "homectl update rae --real-name=R </dev/null"); r.Code != 1 || !strings.Contains(r.Stderr, "No password was given") {
+		t.Errorf("on a closed home: %v", r)
+	}
+	p.ok("activate rae")
+	if r := p.Sh(atMost + "homectl update rae --real-name='Ms. Rae' </dev/null"); r.Code != 0 {
+		t.Error(r)
+	}
+	p.MustSh("grep -q 'Ms. Rae' /home/rae/.identity")
+	p.MustSh("systemctl restart homed")
+	if r := p.Sh(atMost + "homectl update rae --real-name=R </dev/null"); r.Code != 1 || !strings.Contains(r.Stderr, "No password was given") {
+		t.Errorf("without the key in the service: %v", r)
+	}
+	p.MustSh(atMost + "homectl deactivate rae && " + atMost + "homectl remove rae")
+
+	key := made(p.Sh(fmt.Sprintf("NEWPASSWORD='%s' %s homectl create rae --storage=directory --recovery-key=yes --enforce-password-policy=no", password, atMost)))
+	activates(key, true)
+	activates(made(p.with(password, "update rae --recovery-key=yes </dev/null")), true)
+	activates(key, false)
+	p.MustSh(atMost + "homectl remove rae")
+}
+
+// tokens opens a home that has security tokens with its password.
+func (p *product) tokens() {
+	t := p.t
+	p.create("tod")
+	const fields = "[.fido2HmacCredential, .pkcs11TokenUri, .privileged.fido2HmacSalt[0].salt, .privileged.pkcs11EncryptedKey[0].data]"
+	p.MustSh(`homectl inspect --json=short tod | jq -c 'del(.binding, .status, .signature) | .lastChangeUSec += 1 | .fido2HmacCredential = ["Y3JlZA=="] | .pkcs11TokenUri = ["pkcs11:model=x"]
+		| .privileged.hashedPassword[0] as $h | .privileged.fido2HmacSalt = [{credential: "Y3JlZA==", salt: "c2FsdA==", hashedPassword: ($h + "x"), up: true, uv: false, clientPin: true}]
+		| .privileged.pkcs11EncryptedKey = [{uri: "pkcs11:model=x", data: "ZGF0YQ==", hashedPassword: ($h + "y")}]' >/root/tod.json`)
+	p.ok("update tod --identity=/root/tod.json")
+	want := `[["Y3JlZA=="],["pkcs11:model=x"],"c2FsdA==","ZGF0YQ=="]`
+	has := func() {
+		t.Helper()
+		if got := p.MustSh("homectl inspect --json=short tod | jq -c '" + fields + "'"); got != want {
+			t.Errorf("the record has %s", got)
+		}
+	}
+	has()
+	p.ok("activate tod")
+	p.ok("update tod --real-name='Tod T'")
+	p.MustSh("grep -q Y3JlZA== /home/tod/.identity && " + atMost + "homectl deactivate tod")
+	has()
+	if r := p.with("wrong", "activate tod </dev/null"); r.Code != 1 || !strings.Contains(r.Stderr, "configured security token not inserted") {
+		t.Errorf("a wrong password: %v", r)
+	}
+	if r := p.Sh(fmt.Sprintf("PASSWORD='%s' NEWPASSWORD='%[1]s-2' %s homectl passwd tod </dev/null", password, atMost)); r.Code != 1 || !strings.Contains(r.Stderr, "configured security token not inserted") {
+		t.Errorf("a change without the tokens: %v", r)
+	}
+	p.ok("authenticate tod")
+	has()
+	p.MustSh(atMost + "homectl remove tod")
 }
