@@ -71,7 +71,7 @@ const (
 // estimate returns the logarithm, to base 10, of the guesses it takes who
 // knows all these patterns, and the pattern that most of p is made of.
 func estimate(p []byte, names []string) (guesses float64, why string) {
-	lower := bytes.ToLower(p)
+	lower := lowered(p)
 	plain := unleet(lower)
 	backward := bytes.Clone(lower)
 	slices.Reverse(backward)
@@ -139,6 +139,17 @@ func estimate(p []byte, names []string) (guesses float64, why string) {
 
 func known(part []byte, names []string) bool {
 	return slices.ContainsFunc(names, func(n string) bool { return len(n) > 2 && strings.EqualFold(n, string(part)) })
+}
+
+// lowered keeps the length, unlike bytes.ToLower.
+func lowered(p []byte) []byte {
+	out := bytes.Clone(p)
+	for i, c := range out {
+		if c >= 'A' && c <= 'Z' {
+			out[i] = c + 'a' - 'A'
+		}
+	}
+	return out
 }
 
 // unleet undoes the usual substitutions.
