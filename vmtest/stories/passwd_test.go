@@ -70,10 +70,12 @@ func (p *product) weakPasswords() {
 	}
 	weak("", "NEWPASSWORD=short "+atMost+directory, "Password too weak: The password is shorter than 8 characters", 1)
 	weak("minlen = 40\\n", "NEWPASSWORD='"+password+"' "+atMost+directory, "The password is shorter than 40 characters", 1)
-	weak("badwords = saddle\\n", fmt.Sprintf("PASSWORD='%s' NEWPASSWORD='My-Saddle-88' %s homectl passwd ann", fresh, atMost), "forbidden words", 1)
 	if left := p.Sh("homectl inspect dan; ls -d /home/dan*"); left.Code == 0 {
 		p.t.Errorf("a refused home is there: %v", left)
 	}
+	p.MustSh(": >/etc/security/pwquality.conf; NEWPASSWORD='" + password + "' " + atMost + directory)
+	weak("badwords = saddle\\n", fmt.Sprintf("PASSWORD='%s' NEWPASSWORD='My-Saddle-88' %s homectl passwd dan", password, atMost), "forbidden words", 1)
+	p.MustSh(atMost + "homectl remove dan")
 	weak("", "NEWPASSWORD=short "+atMost+directory+" --enforce-password-policy=no", "(Password too weak: The password is shorter than 8 characters), proceeding anyway.", 0)
 	p.MustSh(atMost + "homectl remove dan")
 }
