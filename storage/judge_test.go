@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -176,5 +177,102 @@ func TestUpdateWithoutKeys(t *testing.T) {
 		if err != nil || string(text) != string(inside.Embedded().Pretty()) {
 			t.Errorf("%s: something was written: %v", name, err)
 		}
+	}
+}
+
+// TestOtherCopies: copies that are no records, or those of others, are refused
+// before anybody's password is tried on them.
+func TestOtherCopies(t *testing.T) {
+	h := newHouse(t)
+	bob, err := records.NewBuilder("bob").Set("lastChangeUSec", uint64(1)).SetPrivileged("hashedPassword", []string{hashes[newPassword]}).Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := h.headed("bob's header", h.sign(bob))
+	if _, err := h.run(p, Inspect, h.old, nil, oldPassword); !fault.Is(err, fault.OtherUser) || p.entered {
+		t.Errorf("bob's record in the header: %v", err)
+	}
+	p = h.instance("bob's home")
+	for text, want := range map[string]fault.Kind{string(h.sign(bob).Pretty()): fault.OtherUser, "no record": fault.InvalidArgs, "[]": fault.Inconsistent} {
+		if err := os.WriteFile(filepath.Join(p.dir, identityName), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.run(p, Inspect, h.old, nil, oldPassword); !fault.Is(err, want) {
+			t.Errorf("%.20q in the home: %v, want %s", text, err, want)
+		}
+	}
+}
+
+// TestOnlyWrongPasswordsAreOverruled: a record that lets nobody in is not a
+// record that a change of the password has left behind.
+func TestOnlyWrongPasswordsAreOverruled(t *testing.T) {
+	h := newHouse(t)
+	p := h.headed("closed", h.record(3, oldPassword))
+	if _, err := h.run(p, Update, h.record(2), nil, oldPassword); !fault.Is(err, fault.HomeCantAuthenticate) || p.entered {
+		t.Errorf("a record without passwords: %v", err)
+	}
+	// The host's verdict goes before what a keyslot says.
+	if _, err := h.run(p, Update, h.record(2), nil, "wrong"); !fault.Is(err, fault.HomeCantAuthenticate) {
+		t.Errorf("a record without passwords, and a wrong one: %v", err)
+	}
+}
+
+// TestMissingCopies: without a record in it a home does not open, unless the
+// file is there and a crash has emptied it, and the header knows.
+func TestMissingCopies(t *testing.T) {
+	h := newHouse(t)
+	p := h.instance("home-1")
+	path := filepath.Join(p.dir, identityName)
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := h.run(p, Inspect, h.old, nil, oldPassword); err != nil || !got.SameContent(h.old) {
+		t.Errorf("an empty file: %v", err)
+	}
+	if _, err := h.run(bare{p.dir}, Inspect, h.old, nil, oldPassword); !fault.Is(err, fault.InvalidArgs) {
+		t.Errorf("an empty file, and no header: %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.run(p, Inspect, h.old, nil, oldPassword); !fault.Is(err, fault.FileNotFound) {
+		t.Errorf("no file: %v", err)
+	}
+}
+
+// watched tells what became of its setups.
+type watched struct {
+	bare
+	opened, closed *int
+}
+
+func (w watched) Open(ctx context.Context, a Area, c *Credentials) (*Setup, error) {
+	s, err := w.bare.Open(ctx, a, c)
+	if err == nil {
+		*w.opened++
+		s.Finally("count", func(context.Context) error { *w.closed++; return nil })
+	}
+	return s, err
+}
+
+// careless has a header and does not ask what its record is worth.
+type careless struct{ watched }
+
+func (careless) WriteHeader(context.Context, *Setup, []byte) error { return nil }
+
+// TestPasswordBeforeOpen: a wrong password opens nothing where there is no
+// keyslot to try, and leaves nothing open where a backend did not ask.
+func TestPasswordBeforeOpen(t *testing.T) {
+	h := newHouse(t)
+	opened, closed := 0, 0
+	w := watched{bare{h.instance("home-1").dir}, &opened, &closed}
+	if _, err := h.run(w, Inspect, h.old, nil, "wrong"); !fault.Is(err, fault.BadPassword) || opened != 0 {
+		t.Errorf("%v, opened %d times", err, opened)
+	}
+	if _, err := h.run(careless{w}, Inspect, h.old, nil, "wrong"); !fault.Is(err, fault.BadPassword) || closed != opened {
+		t.Errorf("%v, opened %d times, closed %d", err, opened, closed)
+	}
+	if _, err := h.run(w, Inspect, h.old, nil, oldPassword); err != nil || opened == 0 || closed != opened {
+		t.Errorf("%v, opened %d times, closed %d", err, opened, closed)
 	}
 }
