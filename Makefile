@@ -60,7 +60,7 @@ images: deps
 test-long: deps build images ## What takes longer than CI has (hours): every power cut, fuzzing; one line each for docs/results.md
 	@vmtest/long/run.sh
 
-mutate: ## Break the records package in many small ways and count how many the tests notice (minutes)
+mutate: ## Break records and those who act by them in many small ways, count how many the tests notice (minutes)
 	CGO_ENABLED=0 $(GO) test -count=1 -v -timeout 60m ./records/mutate -args -mutate
 
 fuzz: ## Fuzz every target for FUZZTIME (30s)

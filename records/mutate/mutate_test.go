@@ -9,6 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -17,10 +20,43 @@ import (
 // A mutant replaces one piece of text, which the file has exactly once.
 type mutant struct{ file, old, new string }
 
-var all = flag.Bool("mutate", false, "run the tests of records on every mutant and print killed/total; takes minutes")
+var all = flag.Bool("mutate", false, "run the tests on every mutant and print killed/total; takes minutes")
+var only = flag.String("only", "", "with -mutate: only the mutants whose description matches this")
 
-// dir is the package that is broken.
-const dir = ".."
+// top is the top of the tree.
+const top = "../.."
+
+// tally counts what became of the mutants.
+type tally struct {
+	t             *testing.T
+	lock          sync.Mutex
+	group         sync.WaitGroup
+	slots         chan struct{}
+	killed, total int
+}
+
+// try runs f, which says whether a mutant survived, in its turn.
+func (c *tally) try(what string, f func() (bool, error)) {
+	c.total++
+	c.group.Go(func() {
+		c.slots <- struct{}{}
+		defer func() { <-c.slots }()
+		survived, err := f()
+		c.lock.Lock()
+		defer c.lock.Unlock()
+		switch {
+		case err != nil:
+			fmt.Println("broken  ", what, err)
+			c.t.Errorf("broken   %s: %v", what, err)
+		case survived:
+			fmt.Println("SURVIVED", what)
+			c.t.Errorf("SURVIVED %s", what)
+		default:
+			c.killed++
+			c.t.Logf("killed   %s", what)
+		}
+	})
+}
 
 // TestMutants checks that each mutant still applies, and with -mutate that each
 // is killed.
@@ -31,45 +67,58 @@ func TestMutants(t *testing.T) {
 			t.Errorf("%v: %v", m, err)
 		}
 	}
+	var boards []*switchboard
+	used := map[string]bool{}
+	for _, r := range rooms {
+		s := wire(t, r)
+		boards = append(boards, s)
+		t.Logf("%s: %d switches", r.path, len(s.list))
+		for _, b := range s.list {
+			used[b.what] = true
+		}
+	}
+	for what := range sameAs {
+		if !used[what] {
+			t.Errorf("there is no %q any more", what)
+		}
+	}
 	if !*all || t.Failed() {
 		return
 	}
-	if survived, err := try(work, "whole", nil); err != nil || !survived {
-		t.Fatalf("the tests fail without any mutant (%v)", err)
-	}
-	var (
-		lock   sync.Mutex
-		group  sync.WaitGroup
-		killed int
-		slots  = make(chan struct{}, 2)
-	)
-	for i, m := range mutants {
-		group.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			survived, err := try(work, fmt.Sprint(i), &m)
-			lock.Lock()
-			defer lock.Unlock()
-			switch {
-			case err != nil:
-				t.Errorf("broken   %v: %v", m, err)
-			case survived:
-				t.Errorf("SURVIVED %v", m)
-			default:
-				killed++
-				t.Logf("killed   %v", m)
+	count := &tally{t: t, slots: make(chan struct{}, runtime.NumCPU())}
+	for i, r := range rooms {
+		wanted := func(b broken) bool { return sameAs[b.what] == "" && regexp.MustCompile(*only).MatchString(b.what) }
+		if !slices.ContainsFunc(boards[i].list, wanted) {
+			continue
+		}
+		binary := filepath.Join(work, fmt.Sprint("room", i))
+		if err := build(r.path, binary, overlayOf(t, r, boards[i], work)); err != nil {
+			t.Fatalf("%s with its switches: %v", r.path, err)
+		}
+		if survived, err := run(r.path, binary, 0); err != nil || !survived {
+			t.Fatalf("the tests of %s fail without any mutant (%v)", r.path, err)
+		}
+		for _, b := range boards[i].list {
+			if wanted(b) {
+				count.try(fmt.Sprintf("%s (line %d)", b.what, b.line), func() (bool, error) { return run(r.path, binary, b.number) })
 			}
-		})
+		}
 	}
-	group.Wait()
-	fmt.Printf("%d/%d\n", killed, len(mutants))
+	for i, m := range mutants {
+		if !regexp.MustCompile(*only).MatchString(m.String()) {
+			continue
+		}
+		count.try(m.String(), func() (bool, error) { return m.try(work, fmt.Sprint("mutant", i)) })
+	}
+	count.group.Wait()
+	fmt.Printf("%d/%d\n", count.killed, count.total)
 }
 
 func (m mutant) String() string { return fmt.Sprintf("%s: %q -> %q", m.file, m.old, m.new) }
 
 // apply returns the file's text with the mutant in it.
 func (m mutant) apply() ([]byte, error) {
-	text, err := os.ReadFile(filepath.Join(dir, m.file))
+	text, err := os.ReadFile(filepath.Join(top, m.file))
 	if err != nil {
 		return nil, err
 	}
@@ -79,45 +128,86 @@ func (m mutant) apply() ([]byte, error) {
 	return bytes.Replace(text, []byte(m.old), []byte(m.new), 1), nil
 }
 
-// try builds and runs the tests with one mutant, or with none. A mutant that
-// does not compile or no longer applies is an error: it proves nothing.
-func try(work, id string, m *mutant) (survived bool, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-	binary := filepath.Join(work, id+".test")
-	args := []string{"test", "-c", "-vet=off", "-ldflags=-s -w", "-o", binary}
-	if m != nil {
-		text, err := m.apply()
-		if err != nil {
-			return false, err
-		}
-		path, err := filepath.Abs(filepath.Join(dir, m.file))
-		if err != nil {
-			return false, err
-		}
-		broken, overlay := filepath.Join(work, id+".go"), filepath.Join(work, id+".json")
-		if err := os.WriteFile(broken, text, 0o600); err != nil {
-			return false, err
-		}
-		list, err := json.Marshal(map[string]map[string]string{"Replace": {path: broken}})
-		if err != nil {
-			return false, err
-		}
-		if err := os.WriteFile(overlay, list, 0o600); err != nil {
-			return false, err
-		}
-		args = append(args, "-overlay", overlay)
+// try builds and runs the tests with one mutant. One that does not compile or
+// no longer applies is an error: it proves nothing.
+func (m mutant) try(work, id string) (survived bool, err error) {
+	text, err := m.apply()
+	if err != nil {
+		return false, err
 	}
-	build := exec.CommandContext(ctx, "go", append(args, ".")...)
-	build.Dir = dir
-	if said, err := build.CombinedOutput(); err != nil {
-		return false, fmt.Errorf("does not compile: %s", said)
+	broken := filepath.Join(work, id+".go")
+	if err := os.WriteFile(broken, text, 0o600); err != nil {
+		return false, err
+	}
+	binary, room := filepath.Join(work, id+".test"), filepath.Dir(m.file)
+	if err := build(room, binary, map[string]string{filepath.Join(top, m.file): broken}); err != nil {
+		return false, err
 	}
 	defer os.Remove(binary)
+	return run(room, binary, 0)
+}
+
+// overlayOf writes a room's files with their switches.
+func overlayOf(t *testing.T, r room, s *switchboard, work string) map[string]string {
+	t.Helper()
+	overlay := map[string]string{}
+	put := func(path string, text []byte) {
+		to := filepath.Join(work, fmt.Sprintf("%d-%s", len(overlay), filepath.Base(r.path)+filepath.Base(path)))
+		if err := os.WriteFile(to, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		overlay[path] = to
+	}
+	for path := range s.changes {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(path, s.apply(path, text))
+	}
+	text := "package " + filepath.Base(r.path) + "\n" + panel
+	if r.path == "records" {
+		text += panelOfRecords
+	}
+	put(filepath.Join(top, r.path, "switches.go"), []byte(text))
+	return overlay
+}
+
+// build builds the tests of a room with files replaced.
+func build(room, binary string, replace map[string]string) error {
+	whole := map[string]string{}
+	for path, by := range replace {
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return err
+		}
+		whole[abs] = by
+	}
+	list, err := json.Marshal(map[string]map[string]string{"Replace": whole})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(binary+".json", list, 0o600); err != nil {
+		return err
+	}
+	cmd := exec.Command("go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-o", binary, "-overlay", binary+".json", ".")
+	cmd.Dir = filepath.Join(top, room)
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("does not compile: %s", said)
+	}
+	return nil
+}
+
+// run runs the tests of a room with a switch thrown, 0 for none. Those that
+// need root are left out: they are few, slow, and may hang on a mutant.
+func run(room, binary string, thrown int) (survived bool, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
 	// Most mutants fall without the tests that hash passwords, which is slow.
 	for _, which := range []string{"-test.skip=" + slow, "-test.run=" + slow} {
 		test := exec.CommandContext(ctx, binary, "-test.failfast", "-test.timeout=2m", which)
-		test.Dir = dir
+		test.Dir = filepath.Join(top, room)
+		test.Env = append(os.Environ(), fmt.Sprint("MUTANT=", thrown), "HEARTH_TEST_ROOT=0")
 		if err := test.Run(); err != nil {
 			return false, ctx.Err()
 		}
@@ -125,4 +215,4 @@ func try(work, id string, m *mutant) (survived bool, err error) {
 	return true, nil
 }
 
-const slow = "Password|Authenticate|Passphrases|CheckHash|Hashed"
+const slow = "Password|Authenticate|Passphrases|CheckHash|Hashed|Crypt"
