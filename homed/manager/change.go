@@ -70,9 +70,6 @@ func (m *Manager) updated(e *entry, r *records.Record) (records.Verified, error)
 	if err := known.CheckUpdate(r); err != nil {
 		return refuse(err)
 	}
-	if !sameSet(r.Aliases(), known.Aliases()) {
-		return refuse(fault.Newf(fault.RecordMismatch, op, "The aliases of a home cannot be changed."))
-	}
 	v, err := m.keys.Vouch(r)
 	if errors.Is(err, records.ErrUnsigned) {
 		if err := m.signedElsewhere(e); err != nil {
@@ -80,7 +77,11 @@ func (m *Manager) updated(e *entry, r *records.Record) (records.Verified, error)
 		}
 		v, err = m.sign(r)
 	}
-	if err != nil {
+	switch {
+	case fault.Is(err, fault.BadSignature):
+		// The word that clients of systemd-homed know for an unknown signer.
+		return refuse(fault.New(fault.KeyUnavailable, op, err))
+	case err != nil:
 		return refuse(err)
 	}
 	v = v.WithBindingOf(e.subject).WithStatusOf(e.subject)

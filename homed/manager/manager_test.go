@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -105,8 +106,15 @@ func operate(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, e
 			return nil, err
 		}
 		e, err := embedded()
-		if err != nil {
+		if err != nil || exists(v.ImagePath+".mute") {
 			return nil, err
+		}
+		if text, err := os.ReadFile(v.ImagePath + ".uid"); err == nil {
+			uid, err := strconv.ParseUint(string(text), 10, 32)
+			if err != nil {
+				return nil, err
+			}
+			v.UID, v.GID = uint32(uid), uint32(uid)
 		}
 		return bound(e), nil
 	case "activate":
@@ -163,6 +171,9 @@ func operate(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, e
 			if !saved.SameContent(rec) {
 				return nil, errors.New("the daemon saved another record")
 			}
+		}
+		if exists(v.ImagePath + ".liar") {
+			return bound(rec.WithoutSignature()), nil
 		}
 		return bound(rec), nil
 	case "lock", "unlock":

@@ -3,6 +3,7 @@ package manager_test
 import (
 	"errors"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"hearth/homed/manager"
 	"hearth/internal/fault"
 	"hearth/internal/secret"
+	"hearth/records"
 )
 
 // TestUnvouchedCopies: a worker that meets a newer record which nobody vouches
@@ -109,4 +111,144 @@ func TestNoStorageChosen(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.state("ann", "inactive")
+}
+
+// later returns a record changed as an update would.
+func later(t *testing.T, r *records.Record, name string, more ...any) *records.Record {
+	t.Helper()
+	b := r.Embedded().WithoutSignature().Edit().Set("realName", name).Set("lastChangeUSec", uint64(time.Now().UnixMicro()))
+	for i := 0; i+1 < len(more); i += 2 {
+		b = b.Set(more[i].(string), more[i+1])
+	}
+	next, err := b.Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return next
+}
+
+// blocked runs f while records cannot be saved.
+func (d *daemon) blocked(f func()) {
+	d.t.Helper()
+	away := d.file("away")
+	if err := os.Rename(d.file("records"), away); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := os.WriteFile(d.file("records"), nil, 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+	f()
+	if err := errors.Join(os.Remove(d.file("records")), os.Rename(away, d.file("records"))); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// TestUpdateVerdicts: who may sign the record that takes a record's place.
+func TestUpdateVerdicts(t *testing.T) {
+	d := boot(t, t.TempDir())
+	o := newOther(t)
+	if err := d.create(newRecord(t, "ann")); err != nil {
+		t.Fatal(err)
+	}
+	says := func(user, want string, ours bool) {
+		t.Helper()
+		i, err := d.Lookup(t.Context(), manager.Key{Name: user})
+		if err != nil || i.RealName != want || i.Signed == nil || *i.Signed != ours {
+			t.Errorf("%s is %q, signed by us alone: %v (%v)", user, i.RealName, *i.Signed, err)
+		}
+	}
+	kind(t, "offline, unsigned", d.update(later(t, d.record("ann"), "One"), manager.Offline), "")
+	says("ann", "One", true)
+	if text, err := os.ReadFile(d.file("home", "ann.home")); err != nil || strings.Contains(string(text), "One") {
+		t.Errorf("an offline update changed the home: %v", err)
+	}
+	kind(t, "unsigned", d.update(later(t, d.record("ann"), "Two"), 0), "")
+	says("ann", "Two", true)
+	if text, err := os.ReadFile(d.file("home", "ann.home")); err != nil || !strings.Contains(string(text), "Two") {
+		t.Errorf("an update did not reach the home: %v", err)
+	}
+	kind(t, "by a key that does not count", d.update(o.signs(later(t, d.record("ann"), "Three")), manager.Offline), fault.KeyUnavailable)
+	says("ann", "Two", true)
+	d.blocked(func() {
+		kind(t, "not saved", d.update(later(t, d.record("ann"), "Three"), manager.Offline), fault.IOError)
+	})
+	says("ann", "Two", true)
+	liar := d.file("home", "ann.home.liar")
+	if err := os.WriteFile(liar, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kind(t, "a home that answers with another record", d.update(later(t, d.record("ann"), "Three"), 0), fault.BadSignature)
+	says("ann", "Two", true)
+
+	if err := d.AddSigningKey(t.Context(), "other.public", o.public); err != nil {
+		t.Fatal(err)
+	}
+	fixed := newRecord(t, "carl").Edit().Set("uid", uint32(60300)).Set("gid", uint32(60300))
+	carl, err := fixed.Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Do(t.Context(), manager.Operation{Verb: home.Register, Record: o.signs(carl)}); err != nil {
+		t.Fatal(err)
+	}
+	kind(t, "unsigned, of what another signed", d.update(later(t, d.record("carl"), "One"), manager.Offline), fault.RecordSigned)
+	kind(t, "with the system's uid", d.update(o.signs(later(t, d.record("carl"), "One", "uid", uint32(5), "gid", uint32(5))), manager.Offline), fault.BadAddress)
+	says("carl", "carl", false)
+	kind(t, "by the other", d.update(o.signs(later(t, d.record("carl"), "One")), manager.Offline), "")
+	says("carl", "One", false)
+}
+
+// TestFixateChecks: what a found home's record has to be beyond signed, and
+// that it counts once it is saved.
+func TestFixateChecks(t *testing.T) {
+	d := boot(t, t.TempDir())
+	o := newOther(t)
+	if err := d.AddSigningKey(t.Context(), "other.public", o.public); err != nil {
+		t.Fatal(err)
+	}
+	build := func(name string, uid uint32) *records.Record {
+		r, err := newRecord(t, name).Edit().Set("uid", uid).Set("gid", uid).Record()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o.signs(r)
+	}
+	if _, err := d.Do(t.Context(), manager.Operation{Verb: home.Register, Record: build("bob", 60300)}); err != nil {
+		t.Fatal(err)
+	}
+	image := d.file("home", "ann.home")
+	put := func(r *records.Record) {
+		t.Helper()
+		if err := os.WriteFile(image, r.Compact(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(build("ann", 60301))
+	d.eventually("ann", "unfixated")
+	for uid, want := range map[string]fault.Kind{"60300": fault.UIDInUse, "5": fault.BadAddress} {
+		if err := os.WriteFile(image+".uid", []byte(uid), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d.fails(want, home.Fixate, "ann", password)
+	}
+	if err := os.Remove(image + ".uid"); err != nil {
+		t.Fatal(err)
+	}
+	put(build("eve", 60301))
+	d.fails(fault.OtherUser, home.Fixate, "ann", password)
+	put(build("ann", 60301))
+	mute := image + ".mute"
+	if err := os.WriteFile(mute, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.fails(fault.IOError, home.Fixate, "ann", password)
+	if err := os.Remove(mute); err != nil {
+		t.Fatal(err)
+	}
+	d.blocked(func() { d.fails(fault.IOError, home.Fixate, "ann", password) })
+	d.state("ann", "unfixated")
+	d.must(home.Fixate, "ann", password)
+	if c := d.record("ann").Counters(machineID); c.Good == 0 {
+		t.Errorf("%+v", c)
+	}
 }

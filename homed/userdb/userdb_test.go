@@ -143,6 +143,7 @@ func TestFoundHomesHaveNoGroups(t *testing.T) {
 		`{"service":"io.systemd.Home"}`:                                      `[{"userName":"eve","groupName":"eve"}]`,
 		`{"service":"io.systemd.Home","userName":"eve"}`:                     `[{"userName":"eve","groupName":"eve"}]`,
 		`{"service":"io.systemd.Home","groupName":"wheel"}`:                  errNoRecord,
+		`{"service":"other"}`:                                                errBadService,
 		`{"service":"io.systemd.Home","userName":"eve","groupName":"wheel"}`: errNoRecord,
 	} {
 		r, err := parseRequest([]byte(`{"method":"io.systemd.UserDatabase.GetMemberships","parameters":` + ask + `,"more":true}`))
@@ -164,6 +165,27 @@ func TestFoundHomesHaveNoGroups(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%s: %s, want %s", ask, got, want)
+		}
+	}
+}
+
+// unwell is a manager that has ended.
+type unwell struct{ shelf }
+
+func (unwell) List(context.Context) ([]manager.Info, error) {
+	return nil, fault.New(fault.ServiceUnknown, "list homes", nil)
+}
+
+// TestNobodyToAsk: that the homes are not known is told, not that there are none.
+func TestNobodyToAsk(t *testing.T) {
+	s := &server{o: Options{Manager: unwell{}, Machine: records.Machine{ID: machine}, Log: slog.New(slog.DiscardHandler)}, service: "io.systemd.Home"}
+	for _, method := range []string{"GetUserRecord", "GetGroupRecord", "GetMemberships"} {
+		r, err := parseRequest([]byte(`{"method":"io.systemd.UserDatabase.` + method + `","parameters":{"service":"io.systemd.Home"},"more":true}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := s.answer(t.Context(), 0, r); len(a) != 1 || a[0].Error != errSystem {
+			t.Errorf("%s: %+v", method, a)
 		}
 	}
 }
