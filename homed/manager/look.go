@@ -17,18 +17,18 @@ import (
 )
 
 // look says what a home's storage looks like from outside.
-func (m *Manager) look(e *entry) home.Presence {
-	s, err := presence.Look(presence.Area{Storage: e.view.Storage, ImagePath: e.view.ImagePath, HomeDirectory: e.view.HomeDirectory})
+func look(v records.View) home.Presence {
+	s, err := presence.Look(presence.Area{Storage: v.Storage, ImagePath: v.ImagePath, HomeDirectory: v.HomeDirectory})
 	switch {
 	case err == nil && s == presence.Active:
 		return home.SeenMounted
-	case e.view.Storage == "":
+	case v.Storage == "":
 		// None chosen yet: the home directory is all there could be.
-		if _, err := os.Lstat(e.view.HomeDirectory); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(v.HomeDirectory); errors.Is(err, fs.ErrNotExist) {
 			return home.SeenAbsent
 		}
 		return home.SeenUnclear
-	case e.view.Storage == "cifs":
+	case v.Storage == "cifs":
 		// It shows only when it is mounted.
 		return home.SeenUnclear
 	case err == nil && s == presence.Unclear:
@@ -42,6 +42,8 @@ func (m *Manager) look(e *entry) home.Presence {
 	}
 	return home.SeenInactive
 }
+
+func (m *Manager) look(e *entry) home.Presence { return look(e.view) }
 
 // imageThere reports whether a home's storage can be seen at all; what cannot
 // be looked at counts as there, but for a home without record, which is then

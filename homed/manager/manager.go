@@ -244,13 +244,16 @@ func (m *Manager) List(ctx context.Context) ([]Info, error) {
 	var all []snapshot
 	if err := m.ask(ctx, func() {
 		for _, e := range m.homes {
-			all = append(all, m.snapshot(e))
+			all = append(all, e.sketch())
 		}
 	}); err != nil {
 		return nil, err
 	}
 	out := make([]Info, len(all))
 	for i, s := range all {
+		// To look at thousands of homes takes a while, in which the loop has
+		// others to answer. What is remembered of each is of one moment.
+		s.state = s.home.State(look(s.view))
 		out[i] = s.info(m)
 	}
 	return out, nil
@@ -262,10 +265,18 @@ func (m *Manager) now() uint64 { return uint64(m.Now().UnixMicro()) }
 type snapshot struct {
 	subject records.Subject
 	view    records.View
+	home    home.Home
 	state   home.State
 	seat    string
 }
 
+// sketch is a snapshot without the state.
+func (e *entry) sketch() snapshot {
+	return snapshot{subject: e.subject, view: e.view, home: e.home, seat: e.seat}
+}
+
 func (m *Manager) snapshot(e *entry) snapshot {
-	return snapshot{subject: e.subject, view: e.view, state: e.home.State(m.look(e)), seat: e.seat}
+	s := e.sketch()
+	s.state = e.home.State(m.look(e))
+	return s
 }
