@@ -3,11 +3,12 @@ package pamhome
 import (
 	"os"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"hearth/internal/testenv"
 )
 
 // A trace is one PAM transaction of a fixture.
@@ -118,7 +119,7 @@ func btoi(b bool) uint32 {
 
 // TestReplay holds our hooks against what the original does for every error.
 func TestReplay(t *testing.T) {
-	allowed := readDifferences(t, "testdata/differences.txt")
+	allowed := testenv.ReadDifferences(t, "testdata/differences.txt")
 	for _, tr := range readTraces(t, "testdata/systemd-262/02-every-error.txt") {
 		t.Run(tr.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -132,8 +133,8 @@ func TestReplay(t *testing.T) {
 				}
 				id, _, _ := strings.Cut(tr.name, " ")
 				got := tr.play(t)
-				for _, d := range diff(want, got) {
-					if !allowed.take(id, d) {
+				for _, d := range testenv.Diff(want, got) {
+					if !allowed.Take(id, d) {
 						t.Errorf("difference: %s", d)
 					}
 				}
@@ -146,79 +147,5 @@ func TestReplay(t *testing.T) {
 			})
 		})
 	}
-	allowed.unused(t)
-}
-
-// diff returns the lines to take away from a and to add, in order.
-func diff(a, b []string) []string {
-	// Longest common subsequence; transcripts are short.
-	n := make([][]int, len(a)+1)
-	for i := range n {
-		n[i] = make([]int, len(b)+1)
-	}
-	for i := len(a) - 1; i >= 0; i-- {
-		for j := len(b) - 1; j >= 0; j-- {
-			if a[i] == b[j] {
-				n[i][j] = n[i+1][j+1] + 1
-			} else {
-				n[i][j] = max(n[i+1][j], n[i][j+1])
-			}
-		}
-	}
-	var out []string
-	i, j := 0, 0
-	for i < len(a) || j < len(b) {
-		switch {
-		case i < len(a) && j < len(b) && a[i] == b[j]:
-			i, j = i+1, j+1
-		case j == len(b) || i < len(a) && n[i+1][j] >= n[i][j+1]:
-			out = append(out, "- "+a[i])
-			i++
-		default:
-			out = append(out, "+ "+b[j])
-			j++
-		}
-	}
-	return out
-}
-
-// differences are the rows of a file; each must be met once.
-type differences struct{ rows, met []string }
-
-func readDifferences(t *testing.T, file string) *differences {
-	t.Helper()
-	data, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &differences{}
-	for line := range strings.Lines(string(data)) {
-		line = strings.TrimRight(line, "\n")
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		f := strings.Split(line, " | ")
-		if len(f) != 4 || !regexp.MustCompile(`^[QPDHN]\d+$`).MatchString(f[2]) || f[3] == "" {
-			t.Fatalf("bad row: %s", line)
-		}
-		d.rows = append(d.rows, f[0]+" "+f[1])
-	}
-	return d
-}
-
-func (d *differences) take(id, difference string) bool {
-	row := id + " " + difference
-	if !slices.Contains(d.rows, row) {
-		return false
-	}
-	d.met = append(d.met, row)
-	return true
-}
-
-func (d *differences) unused(t *testing.T) {
-	for _, r := range d.rows {
-		if !slices.Contains(d.met, r) {
-			t.Errorf("no transcript needs this row: %s", r)
-		}
-	}
+	allowed.Unused(t)
 }
