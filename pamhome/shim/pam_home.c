@@ -549,6 +549,12 @@ static int run(pam_handle_t *pamh, enum phase phase, int flags, int argc, const 
 		       !((user[0] >= 'A' && user[0] <= 'Z') || (user[0] >= 'a' && user[0] <= 'z') || user[0] == '_') ||
 		       (data_for(pamh, HOME_RECORD, user, &k) && k == KIND_MARK)))
 		return not_ours(phase);
+	/* A unit's child that has given up its rights: a release would be refused
+	 * to it, and what counts is that its reference ends. */
+	if (phase == CLOSE && !whole && geteuid() != 0) {
+		data_drop_for(pamh, HOME_FD, user);
+		return PAM_SUCCESS;
+	}
 	return with_helper(&c, flags, argc, argv);
 }
 

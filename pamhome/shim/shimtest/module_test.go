@@ -119,6 +119,29 @@ func TestSilence(t *testing.T) {
 	}
 }
 
+// TestTrueLimits waits for the limits as they are built in.
+func TestTrueLimits(t *testing.T) {
+	if os.Getenv("HEARTH_TEST_LONG") != "1" {
+		t.Skip("set HEARTH_TEST_LONG=1 or run make test-long")
+	}
+	for script, limit := range map[string]time.Duration{"mute": 30 * time.Second, "stopped": 30 * time.Second, "mute-later": 200 * time.Second} {
+		t.Run(script, func(t *testing.T) {
+			t.Parallel()
+			b := scripted(t, "")
+			begin := time.Now()
+			expect := result("auth", "AUTHINFO_UNAVAIL") + "\nfds end\n"
+			if out := b.script(script, "svc", "ann", "auth", "fds"); !strings.HasSuffix(out, expect) {
+				t.Errorf("printed\n%s", out)
+			}
+			if d := time.Since(begin); d < limit || d > limit+20*time.Second {
+				t.Errorf("took %v, the limit is %v", d, limit)
+			} else {
+				t.Logf("RESULT helper %s: the login goes on after %v", script, d.Round(time.Second))
+			}
+		})
+	}
+}
+
 // TestHost: whatever the login program does with its signals, descriptors and
 // ids, the helper starts, and it notices nothing of it.
 func TestHost(t *testing.T) {
@@ -131,6 +154,13 @@ func TestHost(t *testing.T) {
 	expect(t, b.script("ref", "svc", "ann", "fork:auth", "auth"), result("auth", "SUCCESS"), result("auth", "SUCCESS"))
 	expect(t, b.script("ref", "svc", "ann", "threads"), "threads end")
 	expect(t, b.script("ref", "svc", "ann", "loop=200", "fds"), "fds end")
+	if err := os.WriteFile(b.path("none"), []byte("auth required pam_permit.so\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, b.login("none", "ann", "dlopen=1000:"+b.module, "fds"), "dlopen: left 0", "fds end")
+	for _, phase := range []struct{ op, code string }{{"acct", "SUCCESS"}, {"open", "SUCCESS"}, {"close", "SUCCESS"}} {
+		expect(t, b.script("ref", "svc", "ann", "auth", "fork:"+phase.op, "fds"), result("auth", "SUCCESS"), result(phase.op, phase.code), "fd fifo cloexec", "fds end")
+	}
 
 	out := b.script("identity", "-i", "tty=ssh", "svc", "ann", "auth")
 	for _, want := range []string{"cwd /, leader true, argv [", "umask 77", "'env []'"} {
@@ -148,6 +178,7 @@ func TestHostAsRoot(t *testing.T) {
 	b := scripted(t, "")
 	// A daemon that took the user's id for the files and kept root's beside.
 	expect(t, b.script("identity", "svc", "ann", "setuid=65534", "auth"), result("auth", "AUTHINFO_UNAVAIL"))
+	expect(t, b.script("ref", "svc", "ann", "auth", "setuid=65534", "close", "fds"), result("auth", "SUCCESS"), result("close", "SUCCESS"), "fds end")
 	// Small limits are the login program's, not the helper's. Without the
 	// power to raise a hard limit there is no helper.
 	want := "AUTHINFO_UNAVAIL"

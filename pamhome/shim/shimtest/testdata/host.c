@@ -8,6 +8,7 @@
  * -R all messages, -n there is no conversation function.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -272,6 +273,20 @@ int main(int argc, char **argv)
 			for (int k = 0; k < 2; k++)
 				pthread_join(t[k], NULL);
 			say("threads end\n");
+		} else if (strncmp(op, "dlopen=", 7) == 0) {
+			/* dlopen=N:MODULE, as programs with many handles do */
+			const char *module = strchr(op, ':') + 1;
+			int left = 0;
+
+			for (int k = atoi(op + 7); k > 0; k--) {
+				void *m = dlopen(module, RTLD_NOW);
+
+				if (m == NULL || dlsym(m, "pam_sm_authenticate") == NULL || dlclose(m) != 0)
+					return 94;
+			}
+			if (dlopen(module, RTLD_NOW | RTLD_NOLOAD) != NULL)
+				left = 1;
+			say("dlopen: left %d\n", left);
 		} else if (strncmp(op, "loop=", 5) == 0) {
 			for (int k = atoi(op + 5); k > 0; k--) {
 				pam_end(h, 0);
