@@ -15,8 +15,14 @@ mkdir -p build/test
 : >$log
 failed=
 
-HEARTH_TEST_VM=1 HEARTH_TEST_LONG=1 go test -count=1 -v -timeout 12h ./vmtest/long 2>&1 | tee -a $log |
-	sed -n "s/^.*RESULT /$stamp  /p; s/^ *--- FAIL: \([^ ]*\).*/$stamp  \1: FAILED, see ${log//\//\\/}/p" || failed=1
+# long PACKAGE [ARGUMENT...]: its tests with what they leave out otherwise.
+long() {
+	HEARTH_TEST_VM=1 HEARTH_TEST_LONG=1 go test -count=1 -v -timeout 12h "$@" 2>&1 | tee -a $log |
+		sed -n "s/^.*RESULT /$stamp  /p; s/^ *--- FAIL: \([^ ]*\).*/$stamp  \1: FAILED, see ${log//\//\\/}/p" || failed=1
+}
+long ./vmtest/long
+long ./vmtest/stories -run 'TestModules$'
+long ./pamhome/shim/shimtest -run 'TestTrueLimits$'
 
 while read -r package target; do
 	out=$(go test -run '^$' -fuzz "^$target\$" -fuzztime "$fuzztime" -fuzzminimizetime 100x "$package" 2>&1)
