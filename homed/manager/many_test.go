@@ -83,7 +83,7 @@ func serveMany(t testing.TB, l config.Layout) (m *manager.Manager, stop func()) 
 
 // TestManyRecords: systemd-homed takes 500 and skips the others.
 func TestManyRecords(t *testing.T) {
-	const n = 1200
+	const n = 700
 	m, stop := serveMany(t, populate(t, t.TempDir(), n))
 	defer stop()
 	list, err := m.List(t.Context())
@@ -100,7 +100,7 @@ func TestManyRecords(t *testing.T) {
 			}
 		}
 	}
-	for _, k := range []manager.Key{{Name: "user1200"}, {Name: "user1@example.com"}, {Name: "@example.org"}, {Name: ""}, {UID: 99999, ByUID: true}} {
+	for _, k := range []manager.Key{{Name: "user700"}, {Name: "user1@example.com"}, {Name: "@example.org"}, {Name: ""}, {UID: 99999, ByUID: true}} {
 		if _, err := m.Lookup(t.Context(), k); !fault.Is(err, fault.NoSuchHome) {
 			t.Errorf("%+v: %v", k, err)
 		}
