@@ -59,9 +59,13 @@ type verb struct {
 	// before opens the home as long as the host has the former record, and
 	// now once it has the new one.
 	before, now string
+	// more is by how much the image is larger before, in bytes; only names
+	// the file system that can do it, empty is any.
+	more int
+	only string
 }
 
-var verbs = []verb{
+var verbs = append([]verb{
 	{name: "create", none: true, before: first, now: first, run: func(s *scene) error {
 		_, err := s.w.Run(storage.Create, first)
 		return errors.Join(err, s.save(s.w.Record))
@@ -85,7 +89,30 @@ var verbs = []verb{
 		_, err := s.w.Run(storage.Lock, "")
 		return err
 	}, after: func(s *scene) error { _, err := s.w.Run(storage.Unlock, first); return err }},
+}, resizes()...)
+
+// resizes are those that a file system can do: ext4 shrinks only while nobody is
+// in.
+func resizes() (list []verb) {
+	for _, r := range []struct {
+		name   string
+		by     int
+		active bool
+		only   string
+	}{
+		{"grow", step, false, ""}, {"grow-active", step, true, ""},
+		{"shrink", -step, false, ""}, {"shrink-active", -step, true, "btrfs"},
+	} {
+		list = append(list, verb{name: r.name, active: r.active, only: r.only, more: max(0, -r.by), before: first, now: first, run: func(s *scene) error {
+			s.want = s.size + int64(r.by)
+			return s.change(storage.Resize, s.with(func(b *records.Builder) { b.Set("diskSize", uint64(s.want)) }), first)
+		}})
+	}
+	return list
 }
+
+// step is by how much homes grow and shrink.
+const step = 32 * mib
 
 // hasty destroys the former keyslots before any record knows the new password,
 // and marks where that has happened.
@@ -107,9 +134,11 @@ type scene struct {
 	asked  *records.Record     // what the home was made by
 	files  map[string][32]byte // by name: what the home must hold, whatever happens
 	log    crashtest.Log
-	begin  int // the operation's first step
-	end    int // so many steps were made when it had succeeded
-	opened int // states in which the home was opened
+	begin  int   // the operation's first step
+	end    int   // so many steps were made when it had succeeded
+	opened int   // states in which the home was opened
+	size   int64 // of the image before
+	want   int64 // and after, where it is to change
 	mark   func(string) error
 }
 
@@ -123,11 +152,12 @@ func newScene(t *testing.T, v verb, fstype string, size int, backend storage.Bac
 			t.Fatalf("the kernel has no device mapper target %s", target)
 		}
 	}
-	s := &scene{t: t, verb: v, files: map[string][32]byte{}}
+	size += v.more
+	s := &scene{t: t, verb: v, files: map[string][32]byte{}, size: int64(size)}
 	s.w = storagetest.New(t, storagetest.Kind{
 		Storage: "luks", Backend: backend, Image: true,
 		Fields: map[string]any{
-			"fileSystemType": fstype, "diskSize": size,
+			"fileSystemType": fstype, "diskSize": size, "autoResizeMode": "off",
 			"luksPbkdfType": "pbkdf2", "luksPbkdfForceIterations": 1000,
 			"privileged": map[string]any{"hashedPassword": []string{hashes[first]}},
 		},
@@ -140,13 +170,13 @@ func newScene(t *testing.T, v verb, fstype string, size int, backend storage.Bac
 
 	memory := filepath.Join(filepath.Dir(s.w.Root), "memory")
 	s.must(os.Mkdir(memory, 0o700))
-	s.must(unix.Mount("memory", memory, "tmpfs", 0, "size=1600m"))
+	s.must(unix.Mount("memory", memory, "tmpfs", 0, "size=2000m"))
 	t.Cleanup(func() {
 		if err := unix.Unmount(memory, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
-	disk := int64(size + 32*mib)
+	disk := int64(size + 32*mib + step)
 	if s.rig, err = crashtest.NewRig(t.Context(), s.w.User, memory, disk); err != nil {
 		t.Fatal(err)
 	}
@@ -374,6 +404,11 @@ func (s *scene) intact(finished bool) string {
 			return fmt.Sprintf("what was written before locking is lost: %q, %v", got, err)
 		}
 	}
+	if s.want != 0 && finished {
+		if info, err := os.Stat(s.w.View().ImagePath); err != nil || info.Size() != s.want {
+			return fmt.Sprintf("the image is not of %d bytes: %v", s.want, err)
+		}
+	}
 	if s.verb.none {
 		if got, err := os.ReadFile(filepath.Join(s.w.Home(), ".profile")); err != nil || len(got) == 0 {
 			return fmt.Sprintf("the skeleton is not there: %v", err)
@@ -483,11 +518,11 @@ func TestOperations(t *testing.T) {
 		size   int
 		sample []string
 	}{
-		{"ext4", 50 * mib, []string{"create", "passwd", "rekey", "update", "lock"}},
-		{"btrfs", 280 * mib, []string{"passwd"}},
+		{"ext4", 50 * mib, []string{"create", "passwd", "rekey", "update", "lock", "grow", "shrink"}},
+		{"btrfs", 280 * mib, []string{"passwd", "shrink-active"}},
 	} {
 		for _, v := range verbs {
-			if !long && !slices.Contains(fs.sample, v.name) {
+			if !long && !slices.Contains(fs.sample, v.name) || v.only != "" && v.only != fs.fstype {
 				continue
 			}
 			t.Run(fs.fstype+"/"+v.name, func(t *testing.T) {
