@@ -274,6 +274,12 @@ func (c *call) reference(ctx context.Context, u *user, a *asking, must bool) (me
 					return ref, f, frame.Success
 				}
 			}
+			if done == refused && c.unattended() {
+				// That took its time: somebody may have logged in meanwhile.
+				if f, err := c.callFor(ctx, ref, u, &a.known); err == nil {
+					return ref, f, frame.Success
+				}
+			}
 			switch {
 			case done == ended:
 				return how, nil, code

@@ -32,7 +32,7 @@ func unitLogin(t *testing.T) *login {
 		Dir: filepath.Join(dir, "q"), LockDir: filepath.Join(dir, "lock"), NoLogin: filepath.Join(dir, "nologin"),
 		Question: 10 * time.Second, Call: 20 * time.Second, Poll: time.Minute,
 	}
-	l.bus.ref = []string{"HomeNotActive"}
+	l.bus.ref = []string{"HomeNotActive", "HomeNotActive"}
 	return l
 }
 
@@ -141,7 +141,7 @@ func TestAgentsDecline(t *testing.T) {
 			}
 			stop := l.agent(c.answers...)
 			l.expect("acct", frame.PermDenied)
-			l.bus.ref = []string{"HomeNotActive"}
+			l.bus.ref = []string{"HomeNotActive", "HomeNotActive"}
 			l.expect("open", frame.PermDenied)
 			l.questions(stop, c.questions...)
 			l.wants(2, "<5>Home of user ann is currently not active, please log in locally first.")
@@ -235,6 +235,19 @@ func TestOpenedBetween(t *testing.T) {
 	l.expect("acct", frame.PermDenied)
 	l.bus.opened = openRecord
 	l.expect("open", frame.Success)
+	l.atHome()
+}
+
+// TestOpenedMeanwhile: while a manager waited for an answer that never came,
+// the user logged in.
+func TestOpenedMeanwhile(t *testing.T) {
+	l := unitLogin(t)
+	l.mute = false
+	l.hostEnv = append(l.hostEnv, "HOME=/")
+	l.bus.ref = []string{"HomeNotActive", "ok"}
+	l.bus.opened = openRecord
+	l.expect("acct", frame.Success)
+	l.wants(1, firstQuestion)
 	l.atHome()
 }
 

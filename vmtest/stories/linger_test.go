@@ -101,7 +101,7 @@ func (p *product) linger(t *testing.T) {
 			t.Errorf("after an empty answer it asked again for %s", second)
 		}
 		rootLogsIn(c)
-		if out := p.MustSh(`systemctl show -P ActiveState -P Result homed-linger.service; systemctl --failed --no-legend --plain | grep -v ^user@ || :`); out != "success\nactive" {
+		if out := p.MustSh(`systemctl show -P Result homed-linger.service; systemctl is-active homed-linger.service; systemctl --failed --no-legend --plain | grep -v ^user@ || :`); out != "success\nactive" {
 			t.Errorf("the boot's question ended as: %s", out)
 		}
 		if out := p.MustSh(`journalctl -b --no-pager -o cat -t homed-linger`); strings.Count(out, "stays closed for now") != 2 {
@@ -116,13 +116,15 @@ func (p *product) linger(t *testing.T) {
 		logout(l)
 	})
 
+	if p.SystemdVersion() >= 258 { // who forwards the question is in TestUnits
+		return
+	}
 	t.Run("switched off", func(t *testing.T) {
 		p := &product{p.With(t), t}
 		p.MustSh("systemctl disable homed-linger.service; loginctl disable-linger bea")
 		c := reboot(p)
 		c.Expect(`login: $`, 60*time.Second)
-		// Her manager asks, once she may log in. (The console's agent may show
-		// that: nobody sends it away.)
+		// Her manager asks, once she may log in.
 		out := p.MustSh(`for i in $(seq 100); do grep -h ^Message= /run/systemd/ask-password/ask.* 2>/dev/null && exit; sleep .3; done`)
 		if out != "Message=Password for home of user ann: " {
 			t.Errorf("asked: %q\n%s", out, p.Sh("journalctl -b --no-pager | grep -E 'pam_home|user@|logind' | tail -20").Stdout)
