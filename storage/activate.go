@@ -58,6 +58,7 @@ func (f *flow) activate(ctx context.Context) (out *records.Record, err error) {
 			return nil, err
 		}
 	}
+	f.syncBlobs(ctx, setup, got)
 	if err := fsops.ChownTree(ctx, setup.Root, f.view.UID, f.view.GID); err != nil {
 		return nil, fault.New(fault.Unknown, "give files to user", err)
 	}

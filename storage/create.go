@@ -42,6 +42,15 @@ func (f *flow) create(ctx context.Context) (out *records.Record, err error) {
 	if there {
 		return nil, fault.New(fault.FileExists, "create", fmt.Errorf("%s: %w", f.view.ImagePath, os.ErrExist))
 	}
+	staged, err := f.stageHostBlobs(ctx, record)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, staged.abandon())
+		}
+	}()
 	passphrases, err := record.EffectivePassphrases(f.secrets)
 	if err != nil {
 		return nil, err
@@ -70,6 +79,10 @@ func (f *flow) create(ctx context.Context) (out *records.Record, err error) {
 	}
 	// The home directory enters the binding with the first activation.
 	bound := f.bind(record, setup, "")
+	if err := staged.commit(ctx); err != nil {
+		return nil, err
+	}
+	staged = nil
 	if err := setup.Commit(ctx); err != nil {
 		return nil, fmt.Errorf("finish area: %w", err)
 	}
@@ -85,6 +98,9 @@ func (f *flow) populate(ctx context.Context, s *Setup, record records.Verified) 
 	}
 	if err := writeIdentity(s.Root, record.Record(), v.UID, v.GID, f.Rand); err != nil {
 		return err
+	}
+	if err := f.populateBlobs(ctx, s, record); err != nil {
+		return SpaceFault(op, err)
 	}
 	if err := fsops.ChownTree(ctx, s.Root, v.UID, v.GID); err != nil {
 		return SpaceFault(op, err)

@@ -166,11 +166,14 @@ func (f *flow) writeCopies(ctx context.Context, s *Setup, got records.Reconciled
 			return fmt.Errorf("update header: %w", err)
 		}
 	}
+	if got.WriteEmbedded {
+		if err := writeIdentity(s.Root, got.Record.Record(), f.view.UID, f.view.GID, f.Rand); err != nil {
+			return err
+		}
+	}
+	f.syncBlobs(ctx, s, got)
 	if !got.WriteEmbedded {
 		return nil
-	}
-	if err := writeIdentity(s.Root, got.Record.Record(), f.view.UID, f.view.GID, f.Rand); err != nil {
-		return err
 	}
 	return SpaceFault("sync home", mounts.SyncFS(s.Root))
 }

@@ -61,6 +61,13 @@ type Host struct {
 	// Users says who of the home's user keeps a directory in use, for a text;
 	// nil: that cannot be found out.
 	Users func(uid, gid uint32, dir string) (string, error)
+	// BlobDir is the home's blob directory on this machine; "": blobs are left
+	// as they are. Blobs are the files given for it with Create and Update; nil:
+	// none were. They stay the caller's.
+	BlobDir string
+	Blobs   map[string]*os.File
+	// Offline leaves the storage alone: Update changes what the host has.
+	Offline bool
 	// Keys are the keys whose signatures count on copies of the record; nil
 	// counts none.
 	Keys *records.Keys

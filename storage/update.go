@@ -12,9 +12,26 @@ import (
 // record have to accept the secrets. A power cut leaves the new record in some
 // of the copies, and the next activation takes it to the rest.
 func (f *flow) update(ctx context.Context) (out *records.Record, err error) {
-	if _, err := f.verified(); err != nil {
+	record, err := f.verified()
+	if err != nil {
 		return nil, err
 	}
+	if f.Offline {
+		return f.updateOffline(ctx, record)
+	}
+	// Blobs that cannot be kept, for want of space say, refuse the update
+	// before it began. Their directory takes its place last: until then the
+	// record in the home is newer than the host's, and a power cut has the next
+	// activation take both from there.
+	staged, err := f.stageHostBlobs(ctx, record)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, staged.abandon())
+		}
+	}()
 	setup, err := f.openAny(ctx)
 	if err != nil {
 		return nil, err
@@ -30,6 +47,10 @@ func (f *flow) update(ctx context.Context) (out *records.Record, err error) {
 	if err := f.writeCopies(context.WithoutCancel(ctx), setup, got); err != nil {
 		return nil, err
 	}
+	if err := staged.commit(context.WithoutCancel(ctx)); err != nil {
+		f.Log.Warn("the blob directory of the host is not replaced", "error", err)
+	}
+	staged = nil
 	return f.bind(got.Record, setup, f.view.HomeDirectory), nil
 }
 

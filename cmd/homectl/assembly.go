@@ -12,6 +12,7 @@ type assembly struct {
 	any, this, other, priv, rlimits map[string]any
 	// filter names fields to drop before anything is merged, everywhere.
 	filter, rlimitFilter map[string]bool
+	blobs                blobChanges
 	// match is where following matchable options go: "any", "this", "other",
 	// or "" for each option's own default.
 	match string

@@ -100,6 +100,10 @@ func runCreate(c *command, ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if c.blobs, err = c.newBlobs(record); err != nil {
+		return err
+	}
+	defer closeBlobs(c.blobs)
 	return c.createWithRecovery(ctx, client, record, name, k)
 }
 
@@ -125,7 +129,7 @@ func (c *command) createHome(ctx context.Context, client *home1.Client, record m
 		}
 		var weak error
 		err = c.slow(ctx, name, k, func(ctx context.Context, section *secret.Bytes) error {
-			err := client.CreateHome(ctx, text, section)
+			err := client.CreateHome(ctx, text, section, c.blobs)
 			if fault.Is(err, fault.LowPasswordQuality) {
 				weak = err
 				return nil

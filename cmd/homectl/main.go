@@ -47,6 +47,8 @@ type command struct {
 	colour   bool
 
 	assembly *assembly
+	// blobs are the files that go along with the record; nil: none do.
+	blobs map[string]*os.File
 	// What the options said.
 	identity string // path, "-", or ""
 	keyName  string

@@ -363,9 +363,9 @@ var properties = []property{
 	{name: "fido2-with-client-pin", metavar: "BOOL", field: "fido2HmacCredential", set: refuse},
 	{name: "fido2-with-user-presence", metavar: "BOOL", field: "fido2HmacCredential", set: refuse},
 	{name: "fido2-with-user-verification", metavar: "BOOL", field: "fido2HmacCredential", set: refuse},
-	{name: "blob", short: 'b', metavar: "[NAME=]PATH", help: "Blob directory or one blob (not yet)", field: "blobManifest", set: refuse},
-	{name: "avatar", metavar: "PATH", help: "Avatar picture (not yet)", field: "blobManifest", set: refuse},
-	{name: "login-background", metavar: "PATH", help: "Background of the login screen (not yet)", field: "blobManifest", set: refuse},
+	{name: "blob", short: 'b', metavar: "[NAME=]PATH", help: "Files beside the record: a directory, or one of them", field: "blobManifest", set: setBlob},
+	{name: "avatar", metavar: "PATH", help: "Picture of the user", field: "blobManifest", set: setNamedBlob},
+	{name: "login-background", metavar: "PATH", help: "Background of the login screen", field: "blobManifest", set: setNamedBlob},
 
 	{name: "locked", metavar: "BOOL", help: "Refuse logins", field: "locked", matchable: true, value: boolean},
 	{name: "not-before", metavar: "TIMESTAMP", help: "Refuse logins before this time", field: "notBeforeUSec", matchable: true, value: stamp},

@@ -62,6 +62,10 @@ func runUpdate(c *command, ctx context.Context, args []string) error {
 	if err := timestamp(record, uint64(time.Now().UnixMicro()), whole); err != nil {
 		return err
 	}
+	if c.blobs, err = c.changedBlobs(record, user); err != nil {
+		return err
+	}
+	defer closeBlobs(c.blobs)
 	k, err := harvest()
 	if err != nil {
 		return err
@@ -91,12 +95,15 @@ func runUpdate(c *command, ctx context.Context, args []string) error {
 
 // updateHome has the daemon keep a changed record.
 func (c *command) updateHome(ctx context.Context, client *home1.Client, user string, record map[string]any, k *keyring) error {
+	if record["signature"] == nil {
+		delete(record, "blobManifest") // the daemon makes it of the files
+	}
 	text, err := encode(record)
 	if err != nil {
 		return err
 	}
 	return c.slow(ctx, user, k, func(ctx context.Context, section *secret.Bytes) error {
-		return client.UpdateHome(ctx, user, text, section, c.offline)
+		return client.UpdateHome(ctx, user, text, section, c.blobs, c.offline)
 	})
 }
 
@@ -134,9 +141,6 @@ func (c *command) currentRecord(ctx context.Context, client *home1.Client, user 
 	record, err := decode(text)
 	if err != nil {
 		return nil, usagef("Failed to parse the record of user %s: %s", user, reason(err))
-	}
-	if record["blobManifest"] != nil && c.offline {
-		return nil, usagef("User %s has pictures, which an offline update would lose. Nothing was changed.", user)
 	}
 	for _, s := range []string{"binding", "status", "signature", "secret"} {
 		delete(record, s)
@@ -204,5 +208,5 @@ func (k *keyring) addSection(section *secret.Bytes) error {
 
 // changes reports whether any property was given.
 func (a *assembly) changes() bool {
-	return len(a.any)+len(a.this)+len(a.other)+len(a.priv)+len(a.rlimits)+len(a.filter)+len(a.rlimitFilter) > 0
+	return len(a.any)+len(a.this)+len(a.other)+len(a.priv)+len(a.rlimits)+len(a.filter)+len(a.rlimitFilter) > 0 || a.blobs.touched
 }

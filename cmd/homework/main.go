@@ -105,6 +105,9 @@ func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Up
 		KeepSize:              r.Params.KeepSize,
 		Keep:                  func(r *records.Record) error { return up.Keep(r.Compact()) },
 		Keys:                  keys,
+		BlobDir:               r.Params.BlobDir,
+		Blobs:                 r.Blobs,
+		Offline:               r.Params.Offline,
 		Users: func(uid, gid uint32, dir string) (string, error) {
 			return holders.Who("/proc/self/exe", uid, gid, dir)
 		},

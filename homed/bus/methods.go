@@ -173,6 +173,7 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 		if !handedOver {
 			op.Secrets.Close()
 			op.OldSecrets.Close()
+			closeFiles(op.Blobs)
 		}
 	}()
 	target := n.home
@@ -210,10 +211,18 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 		c.user = op.Record.UserName()
 		op.Key = manager.Key{Name: c.user}
 	}
+	if verb == home.Create {
+		if err := s.addManifest(&op); err != nil {
+			return nil, err
+		}
+	}
 	action := c.method.Action
 	if verb == home.Update && target != nil {
 		if op.Flags&^manager.Offline != 0 {
 			return nil, fault.New(fault.InvalidArgs, "read flags", nil)
+		}
+		if err := s.addManifest(&op); err != nil {
+			return nil, err
 		}
 		// Root is nobody's owner.
 		if c.uid == target.UID && records.SelfModifiable(target.Record, op.Record, target.Machine) {
@@ -277,7 +286,7 @@ func readArguments(c *call, op *manager.Operation) (err error) {
 		case "size":
 			op.Size = c.args[i].(uint64)
 		case "blobs":
-			err = refuseBlobs(c.args[i].(blobs))
+			op.Blobs, err = takeBlobs(c.args[i].(blobs), c.msg.fds)
 		case "flags":
 			if op.Flags = c.args[i].(uint64); op.Flags != 0 && op.Verb == home.Create {
 				err = fault.New(fault.InvalidArgs, "read flags", nil)
@@ -331,28 +340,6 @@ func readRecord(text []byte, verb home.Verb) (*records.Record, *secret.Bytes, er
 		return nil, nil, err
 	}
 	return r, section, nil
-}
-
-// refuseBlobs checks what the reference checks before polkit, and then says
-// that files beside the record are not kept yet.
-func refuseBlobs(b blobs) error {
-	const op = "read blobs"
-	for name := range b {
-		for i := 0; i < len(name); i++ {
-			c := name[i]
-			letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
-			if !letter && !strings.ContainsRune("-._~", rune(c)) || name[0] == '.' {
-				return fault.Newf(fault.InvalidArgs, op, "Invalid blob directory filename: %s", name)
-			}
-		}
-		if name == "" {
-			return fault.Newf(fault.InvalidArgs, op, "Invalid blob directory filename: %s", name)
-		}
-	}
-	if len(b) > 0 {
-		return fault.Newf(fault.NotSupported, op, "Files in the blob directory are not supported yet.")
-	}
-	return nil
 }
 
 // unsupported answers the methods that no operation stands behind yet, after

@@ -2,8 +2,7 @@ package home1
 
 import (
 	"context"
-
-	"github.com/godbus/dbus/v5"
+	"os"
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
@@ -18,17 +17,22 @@ func (c *Client) ChangePasswordHome(ctx context.Context, name string, fresh, old
 }
 
 // UpdateHome replaces a home's record. record is a JSON object without secret
-// section; section is the content of that section, or nil. Both are borrowed.
-// offline leaves the storage alone, and with it the question who asks; files
-// beside the record are then lost.
-func (c *Client) UpdateHome(ctx context.Context, name string, record []byte, section *secret.Bytes, offline bool) error {
+// section; section is the content of that section, or nil. blobs are all files
+// that are to be beside it, nil leaves those that are there. All are borrowed.
+// offline leaves the storage alone, and with it the question who asks; without
+// blobs there are none afterwards.
+func (c *Client) UpdateHome(ctx context.Context, name string, record []byte, section *secret.Bytes, blobs map[string]*os.File, offline bool) error {
 	joined, err := JoinSecret(record, section)
 	if err != nil {
 		return fault.New(fault.InvalidArgs, "join record and secret", err)
 	}
 	defer joined.Close()
-	if offline {
-		_, err = c.query(ctx, name, "UpdateHomeEx", joined, map[string]dbus.UnixFD{}, uint64(1))
+	if offline || blobs != nil {
+		flags := uint64(0)
+		if offline {
+			flags = 1
+		}
+		_, err = c.query(ctx, name, "UpdateHomeEx", joined, descriptors(blobs), flags)
 	} else {
 		_, err = c.query(ctx, name, "UpdateHome", joined)
 	}

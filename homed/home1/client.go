@@ -296,15 +296,27 @@ func (c *Client) GetUserRecordByName(ctx context.Context, name string) (text []b
 }
 
 // CreateHome registers a record and makes its storage. record is a JSON object
-// without secret section; section is the content of that section, or nil. Both
-// are borrowed.
-func (c *Client) CreateHome(ctx context.Context, record []byte, section *secret.Bytes) error {
+// without secret section; section is the content of that section, or nil. blobs
+// are files to be kept beside it, or nil. All are borrowed.
+func (c *Client) CreateHome(ctx context.Context, record []byte, section *secret.Bytes, blobs map[string]*os.File) error {
 	joined, err := JoinSecret(record, section)
 	if err != nil {
 		return fault.New(fault.InvalidArgs, "join record and secret", err)
 	}
 	defer joined.Close()
+	if blobs != nil {
+		return c.Call(ctx, "CreateHomeEx", joined, descriptors(blobs), uint64(0))
+	}
 	return c.Call(ctx, "CreateHome", joined)
+}
+
+// descriptors are what travels of files. The call has them when it is sent.
+func descriptors(files map[string]*os.File) map[string]dbus.UnixFD {
+	out := map[string]dbus.UnixFD{}
+	for name, f := range files {
+		out[name] = dbus.UnixFD(f.Fd())
+	}
+	return out
 }
 
 // JoinSecret returns the record's text with section as its member "secret".

@@ -103,7 +103,11 @@ type Operation struct {
 	// Secrets is a raw secret section or nil. Do takes both over, and closes them
 	// once the worker has them.
 	Secrets, OldSecrets *secret.Bytes
-	PleaseSuspend       bool
+	// Blobs are files for the blob directory, with Create and Update, which
+	// the record's manifest names; nil: none were given, and those that are
+	// there stay. Do takes them over.
+	Blobs         map[string]*os.File
+	PleaseSuspend bool
 	// Caller is the uid of who asks, 0 for root and for the daemon itself.
 	Caller      uint32
 	Size, Flags uint64

@@ -102,6 +102,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	if err := m.loadRecords(); err != nil {
 		return err
 	}
+	m.sweepBlobs()
 	m.announce()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -39,12 +39,17 @@ func (c *call) finish(a answer) {
 	c.reply <- a
 }
 
-// close wipes the secrets: nobody needs them after the worker has them.
+// close wipes the secrets and closes the files: nobody needs them after the
+// worker has them.
 func (c *call) close() {
 	for _, p := range []**secret.Bytes{&c.secrets, &c.fresh, &c.op.Secrets, &c.op.OldSecrets} {
 		(*p).Close()
 		*p = nil
 	}
+	for _, f := range c.op.Blobs {
+		_ = f.Close()
+	}
+	c.op.Blobs = nil
 }
 
 // refused ends a call that never reached the loop.
@@ -281,7 +286,12 @@ func (m *Manager) work(e *entry, s home.Start, subject records.Subject, secrets 
 			HaveImageLock:         e.lock != nil,
 			KeepSize:              s.Call.Verb == home.DeactivateAll,
 			Keys:                  m.keys.public(),
+			BlobDir:               m.blobDir(e),
+			Offline:               s.Call.Offline,
 		},
+	}
+	if c := m.calls[s.Call.ID]; c != nil {
+		r.Blobs = c.op.Blobs
 	}
 	log := m.logOf(e).With("HOME_VERB", string(s.Work))
 	// Not the caller's context: a terminal that closes must not leave half a

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"hearth/records"
 )
 
 // sweepAge is how long nothing has touched what is swept. A creation that goes
@@ -81,3 +83,34 @@ func onLoop(path string) (bool, error) {
 	}
 	return false, nil
 }
+
+// sweepBlobs deletes blob directories whose home is gone, and those that were
+// never finished. Records are loaded by then: a directory without one belonged
+// to a home that was removed while nobody looked.
+func (m *Manager) sweepBlobs() {
+	entries, err := os.ReadDir(m.Layout.BlobDir)
+	if err != nil {
+		if !errors.Is(err, os.ErrNotExist) {
+			m.log.Warn("cannot look through the blob directories", "error", err)
+		}
+		return
+	}
+	for _, e := range entries {
+		name := e.Name()
+		unfinished := unfinishedBlobs.MatchString(name)
+		if m.homes[name] != nil || !e.IsDir() || !unfinished && !records.PortableName(name) {
+			continue
+		}
+		if _, err := os.Lstat(m.recordPath(name)); !errors.Is(err, os.ErrNotExist) {
+			continue // a record that could not be read is a home's all the same
+		}
+		if info, err := e.Info(); unfinished && (err != nil || m.Now().Sub(info.ModTime()) < sweepAge) {
+			continue // a worker of the daemon before us may be at it
+		}
+		if err := os.RemoveAll(filepath.Join(m.Layout.BlobDir, name)); err != nil {
+			m.log.Warn("cannot delete the blob directory of a home that is gone", "HOME_USER", name, "error", err)
+		}
+	}
+}
+
+var unfinishedBlobs = regexp.MustCompile(`^\.#.+[0-9a-f]{16}$`)

@@ -7,7 +7,8 @@
 // The worker gets its verb as the only argument, the record as a sealed memfd
 // on fd 0, and a seqpacket socket on fd 3. On it arrive two packets: what is
 // asked for as JSON, with the parameters as a memfd of their own, since the keys
-// that count may be many; then the secret section as it is (if there is one).
+// that count may be many; then the secret section as it is (if there is one),
+// then one packet for each blob that was given, with its descriptor.
 // Back go JSON packets: progress, the image lock with its descriptor, and last
 // the one answer, whose record travels as a memfd too, since a record may be
 // longer than a packet. An operation that must not go on before the host has
@@ -39,6 +40,9 @@ type Request struct {
 	// Secrets is the raw secret section or nil. Borrowed.
 	Secrets *secret.Bytes
 	Params  Params
+	// Blobs are the files given for the blob directory, by name; nil: none
+	// were, which is not the same as no files. Borrowed.
+	Blobs map[string]*os.File
 	// SharedMounts leaves the worker in the caller's mount namespace, for
 	// tests without root.
 	SharedMounts bool
@@ -56,6 +60,10 @@ type Params struct {
 	KeepSize bool
 	// Keys are the public keys whose signatures count, PEM by name.
 	Keys map[string]string
+	// BlobDir is the home's blob directory on the host.
+	BlobDir string
+	// Offline leaves the storage alone: for update.
+	Offline bool
 }
 
 // Answer is how an operation ended.
@@ -72,6 +80,7 @@ const (
 	maxSecrets = 64 << 10
 	maxRecord  = 16 << 20 // a memfd: a record, the parameters
 	maxChain   = 4 << 10  // JSON may need six bytes for one
+	maxBlobs   = 64       // the bus lets fewer descriptors through
 	socketFD   = 3
 )
 
@@ -79,6 +88,8 @@ const (
 type opening struct {
 	Verb    string `json:"verb"`
 	Secrets int    `json:"secrets"` // bytes of the second packet; -1: none comes
+	// Blobs names the files whose packets follow; null: no blobs were given.
+	Blobs []string `json:"blobs"`
 }
 
 // packet is everything that comes back.

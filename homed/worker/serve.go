@@ -58,9 +58,7 @@ func serve(record *os.File, conn *net.UnixConn, handle func(context.Context, Req
 	if err != nil {
 		return fmt.Errorf("worker: %w", err)
 	}
-	if r.Secrets != nil {
-		defer r.Secrets.Close()
-	}
+	defer r.close()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	ctx, cancel := context.WithCancel(ctx)
@@ -111,7 +109,20 @@ func serve(record *os.File, conn *net.UnixConn, handle func(context.Context, Req
 	return nil
 }
 
+// close ends what a request brought along.
+func (r *Request) close() {
+	r.Secrets.Close()
+	for _, f := range r.Blobs {
+		_ = f.Close()
+	}
+}
+
 func readRequest(record *os.File, conn *net.UnixConn) (r Request, err error) {
+	defer func() {
+		if err != nil {
+			r.close()
+		}
+	}()
 	buf := make([]byte, maxPacket)
 	data, f, err := receive(conn, buf)
 	if err != nil {
@@ -139,14 +150,45 @@ func readRequest(record *os.File, conn *net.UnixConn) (r Request, err error) {
 	if r.Record, err = readRecord(record); err != nil {
 		return r, err
 	}
-	if o.Secrets < 0 {
-		return r, nil
+	if o.Secrets >= 0 {
+		if r.Secrets, err = readSecrets(conn, o.Secrets); err != nil {
+			return r, err
+		}
 	}
-	b, err := secret.New(o.Secrets)
+	if o.Blobs != nil {
+		r.Blobs, err = readBlobs(conn, buf, o.Blobs)
+	}
+	return r, err
+}
+
+func readBlobs(conn *net.UnixConn, buf []byte, names []string) (map[string]*os.File, error) {
+	blobs := map[string]*os.File{}
+	if len(names) > maxBlobs {
+		return blobs, errors.New("read blobs: there are too many")
+	}
+	for _, name := range names {
+		data, f, err := receive(conn, buf)
+		if err != nil {
+			return blobs, fmt.Errorf("read blobs: %w", err)
+		}
+		if f == nil {
+			return blobs, errors.New("read blobs: no descriptor came along")
+		}
+		if string(data) != name || blobs[name] != nil {
+			_ = f.Close()
+			return blobs, errors.New("read blobs: not the file that was announced")
+		}
+		blobs[name] = f
+	}
+	return blobs, nil
+}
+
+func readSecrets(conn *net.UnixConn, size int) (*secret.Bytes, error) {
+	b, err := secret.New(size)
 	if err != nil {
-		return r, err
+		return nil, err
 	}
-	if o.Secrets > 0 {
+	if size > 0 {
 		// Straight into locked memory: no other copy of it exists here.
 		err = b.Use(func(p []byte) error {
 			n, err := conn.Read(p)
@@ -158,10 +200,9 @@ func readRequest(record *os.File, conn *net.UnixConn) (r Request, err error) {
 	}
 	if err != nil {
 		b.Close()
-		return r, fmt.Errorf("read secrets: %w", err)
+		return nil, fmt.Errorf("read secrets: %w", err)
 	}
-	r.Secrets = b
-	return r, nil
+	return b, nil
 }
 
 type uplink struct {

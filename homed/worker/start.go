@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"syscall"
 	"time"
 
@@ -55,7 +57,7 @@ type Process struct {
 // the kernel when Start returns.
 //
 // Faults: WorkerFailed if it cannot be started, InvalidArgs if the secrets are
-// too long.
+// too long or the blobs too many.
 func Start(ctx context.Context, program string, r Request) (*Process, error) {
 	const op = "start worker"
 	secrets := -1
@@ -65,7 +67,10 @@ func Start(ctx context.Context, program string, r Request) (*Process, error) {
 	if secrets > maxSecrets {
 		return nil, fault.Newf(fault.InvalidArgs, op, "The secrets are too long.")
 	}
-	first, err := json.Marshal(opening{Verb: r.Verb, Secrets: secrets})
+	if len(r.Blobs) > maxBlobs {
+		return nil, fault.Newf(fault.InvalidArgs, op, "A blob directory has at most %d files.", maxBlobs)
+	}
+	first, err := json.Marshal(opening{Verb: r.Verb, Secrets: secrets, Blobs: names(r.Blobs)})
 	if err != nil {
 		return nil, fault.New(fault.WorkerFailed, op, err)
 	}
@@ -91,13 +96,18 @@ func Start(ctx context.Context, program string, r Request) (*Process, error) {
 		return nil, fault.New(fault.WorkerFailed, op, err)
 	}
 	defer func() { _ = theirs.Close() }()
-	// Both packets go out before the worker exists: the socket holds them.
+	// All packets go out before the worker exists: the socket holds them.
 	err = sendWith(ours, first, params)
 	if err == nil && secrets > 0 {
 		err = r.Secrets.Use(func(p []byte) error {
 			_, err := ours.Write(p)
 			return err
 		})
+	}
+	for _, name := range names(r.Blobs) {
+		if err == nil {
+			err = sendWith(ours, []byte(name), r.Blobs[name])
+		}
 	}
 	if err != nil {
 		_ = ours.Close()
@@ -125,6 +135,15 @@ func Start(ctx context.Context, program string, r Request) (*Process, error) {
 		p.listen()
 	}()
 	return p, nil
+}
+
+// names returns those of the blobs in the order in which they are sent; nil
+// for nil.
+func names(blobs map[string]*os.File) []string {
+	if blobs == nil {
+		return nil
+	}
+	return append([]string{}, slices.Sorted(maps.Keys(blobs))...)
 }
 
 // pair makes the socket. Its file end is for the child.

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +35,17 @@ var verbs = map[string]func(context.Context, Request, Uplink) ([]byte, error){
 	},
 	"keys": func(_ context.Context, r Request, _ Uplink) ([]byte, error) {
 		return fmt.Appendf(nil, "%d keys, last %s", len(r.Params.Keys), r.Params.Keys[fmt.Sprint(len(r.Params.Keys)-1)]), nil
+	},
+	"blobs": func(_ context.Context, r Request, _ Uplink) ([]byte, error) {
+		text := fmt.Sprint(r.Blobs == nil)
+		for _, name := range slices.Sorted(maps.Keys(r.Blobs)) {
+			b, err := io.ReadAll(r.Blobs[name])
+			if err != nil {
+				return nil, err
+			}
+			text += " " + name + "=" + string(b)
+		}
+		return []byte(text), nil
 	},
 	"nothing": func(context.Context, Request, Uplink) ([]byte, error) { return nil, nil },
 	"wrong": func(context.Context, Request, Uplink) ([]byte, error) {
@@ -166,6 +180,48 @@ func TestManyKeys(t *testing.T) {
 	if _, err := Start(t.Context(), "/bin/false", Request{Verb: "keys", Record: []byte("{}"), Params: Params{Keys: keys}}); !fault.Is(err, fault.WorkerFailed) {
 		t.Errorf("too many keys: %v", err)
 	}
+}
+
+// TestBlobs: no files given is not the same as an empty set of files.
+func TestBlobs(t *testing.T) {
+	dir := t.TempDir()
+	files := map[string]*os.File{}
+	for _, name := range []string{"avatar", "b"} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("<"+name+">"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		files[name] = f
+	}
+	for want, blobs := range map[string]map[string]*os.File{"true": nil, "false": {}, "false avatar=<avatar> b=<b>": files} {
+		s := words(t)
+		a, _ := end(t, start(t, t.Context(), Request{Verb: "blobs", Record: []byte("{}"), Secrets: s, Blobs: blobs}))
+		s.Close()
+		if a.Err != nil || string(a.Record) != want {
+			t.Errorf("got %q, %v, want %q", a.Record, a.Err, want)
+		}
+	}
+	many := map[string]*os.File{}
+	for n := range maxBlobs + 1 {
+		many[fmt.Sprint(n)] = files["b"]
+	}
+	if _, err := Start(t.Context(), "/bin/true", Request{Verb: "blobs", Blobs: many}); !fault.Is(err, fault.InvalidArgs) {
+		t.Errorf("too many: %v", err)
+	}
+}
+
+func words(t *testing.T) *secret.Bytes {
+	t.Helper()
+	s, err := secret.Copy([]byte("words"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 func TestAnswers(t *testing.T) {
