@@ -160,13 +160,14 @@ func assess(path string) (candidate, bool) {
 }
 
 // directoryStorage tells the kinds of directory apart: the top of a btrfs
-// subvolume has inode 256, an encrypted directory answers for its policy.
+// subvolume has inode 256, an encrypted directory answers for its policy, or has
+// keyslots where the kernel knows of no policies.
 func directoryStorage(path string, inode uint64) string {
 	var fs unix.Statfs_t
 	if unix.Statfs(path, &fs) == nil && uint32(fs.Type) == unix.BTRFS_SUPER_MAGIC && inode == 256 {
 		return "subvolume"
 	}
-	if hasPolicy(path) {
+	if hasPolicy(path) || hasKeyslot(path) {
 		return "fscrypt"
 	}
 	return "directory"

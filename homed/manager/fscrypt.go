@@ -31,3 +31,10 @@ func getPolicy(d *os.File) error {
 	}
 	return nil
 }
+
+// hasKeyslot reports whether a directory has the first keyslot of a home that is
+// encrypted with fscrypt. Only root sees such attributes.
+func hasKeyslot(path string) bool {
+	_, err := unix.Getxattr(path, "trusted.fscrypt_slot0", nil)
+	return err == nil
+}
