@@ -99,7 +99,7 @@ func (Backend) Create(ctx context.Context, a storage.Area, c *storage.Credential
 	}
 	root, err := newTopDirectory(a, r.fstype)
 	if err != nil {
-		return nil, spaceFault("make top directory", err)
+		return nil, storage.SpaceFault("make top directory", err)
 	}
 	enter(a, s, root)
 	s.Private = &opened{window: w, header: h}
@@ -148,7 +148,7 @@ func newImage(a storage.Area, s *storage.Setup, r recipe) (window, error) {
 	const op = "make image"
 	dir := filepath.Dir(a.ImagePath)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return window{}, spaceFault(op, err)
+		return window{}, storage.SpaceFault(op, err)
 	}
 	name, err := storage.TempName(a.Rand, "homework", a.FullName+".home")
 	if err != nil {
@@ -158,7 +158,7 @@ func newImage(a storage.Area, s *storage.Setup, r recipe) (window, error) {
 	var got int64 // how large it became
 	fd, err := unix.Open(temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return window{}, spaceFault(op, err)
+		return window{}, storage.SpaceFault(op, err)
 	}
 	file := os.NewFile(uintptr(fd), temp)
 	s.Finally("close image", func(context.Context) error { return file.Close() })
@@ -169,7 +169,7 @@ func newImage(a storage.Area, s *storage.Setup, r recipe) (window, error) {
 			reserve(a, file, got)
 		}
 		if err := file.Sync(); err != nil {
-			return spaceFault("sync image", err)
+			return storage.SpaceFault("sync image", err)
 		}
 		return storage.PutInPlace(temp, a.ImagePath)
 	})
@@ -181,7 +181,7 @@ func newImage(a storage.Area, s *storage.Setup, r recipe) (window, error) {
 	a.Progress("allocate", 0, uint64(size))
 	got, err = allocate(file, 0, size, a.LUKS.Discard)
 	if err != nil {
-		return window{}, spaceFault(op, err)
+		return window{}, storage.SpaceFault(op, err)
 	}
 	if got < r.least {
 		return window{}, fault.New(fault.NoDiskSpace, op, fmt.Errorf("room for %d bytes, %d are needed", got, r.least))
@@ -284,7 +284,7 @@ func partition(a storage.Area, image *os.File, size int64, r recipe) (gpt.Partit
 		return p, err
 	}
 	p.UUID, p.Name = r.partitionUUID, a.FullName
-	return p, spaceFault("write partition table", gpt.Write(image, size, r.sectorSize, p, r.diskGUID))
+	return p, storage.SpaceFault("write partition table", gpt.Write(image, size, r.sectorSize, p, r.diskGUID))
 }
 
 // format makes the LUKS2 header with one keyslot per passphrase.
@@ -312,12 +312,12 @@ func format(ctx context.Context, a storage.Area, s *storage.Setup, w window, r r
 		Hash: a.LUKS.PBKDFHash, SectorSize: r.sectorSize, PBKDF: derivation, Rand: a.Rand,
 	}, key)
 	if err != nil {
-		return nil, spaceFault(op, err)
+		return nil, storage.SpaceFault(op, err)
 	}
 	h.StopOn(ctx.Done())
 	for i, p := range passphrases {
 		if _, err := h.AddKeyslot(w, key, p, derivation); err != nil {
-			return nil, spaceFault(fmt.Sprintf("add keyslot %d", i), err)
+			return nil, storage.SpaceFault(fmt.Sprintf("add keyslot %d", i), err)
 		}
 	}
 	return h, nil

@@ -225,15 +225,15 @@ func (c *claimed) layout(r *recipe) error {
 // the table that leads there.
 func (c *claimed) finish(ctx context.Context, r *recipe) error {
 	if err := c.file.Sync(); err != nil {
-		return spaceFault("sync device", err)
+		return storage.SpaceFault("sync device", err)
 	}
 	if !c.Partition {
 		if err := gpt.Write(c.file, c.Size, c.SectorSize, c.part, r.diskGUID); err != nil {
-			return spaceFault("write partition table", err)
+			return storage.SpaceFault("write partition table", err)
 		}
 	}
 	if err := c.close(); err != nil {
-		return spaceFault("close device", err)
+		return storage.SpaceFault("close device", err)
 	}
 	c.awaitLink(ctx, r)
 	return nil

@@ -120,7 +120,7 @@ func (c *container) cutTail() error {
 		return nil
 	}
 	if err := errors.Join(c.image.Truncate(disk), c.image.Sync()); err != nil {
-		return spaceFault("cut image", err)
+		return storage.SpaceFault("cut image", err)
 	}
 	c.size = disk
 	return nil

@@ -77,7 +77,7 @@ func syncHome(a storage.Area) error {
 		return fault.New(fault.IOError, op, fmt.Errorf("open %s: %w", a.HomeDirectory, err))
 	}
 	root := os.NewFile(uintptr(fd), a.HomeDirectory)
-	return spaceFault(op, errors.Join(mounts.SyncFS(root), root.Close()))
+	return storage.SpaceFault(op, errors.Join(mounts.SyncFS(root), root.Close()))
 }
 
 // Resume implements storage.Suspender. The header is read through the image, as

@@ -174,7 +174,7 @@ func (Backend) WriteHeader(_ context.Context, s *storage.Setup, record []byte) e
 	if !ok {
 		return errors.New("the setup has no LUKS2 header")
 	}
-	return spaceFault("write token", o.header.SetHomedToken(o.window, s.VolumeKey, record))
+	return storage.SpaceFault("write token", o.header.SetHomedToken(o.window, s.VolumeKey, record))
 }
 
 // mapDevice makes the mapped device over the loop device or partition at
@@ -264,18 +264,4 @@ func topDirectory(a storage.Area) (*os.File, error) {
 		return nil, fault.New(fault.IOError, "open top directory", fmt.Errorf("%s: %w", path, err))
 	}
 	return os.NewFile(uintptr(fd), path), nil
-}
-
-// spaceFault gives a failed write to the image or its file system its kind,
-// where it has none yet.
-func spaceFault(op string, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return fault.New(fault.NoDiskSpace, op, err)
-	case fault.KindOf(err) != fault.Unknown:
-		return fmt.Errorf("%s: %w", op, err)
-	}
-	return fault.New(fault.IOError, op, err)
 }

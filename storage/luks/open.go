@@ -224,7 +224,7 @@ func (c *container) setUp(ctx context.Context, a storage.Area, s *storage.Setup)
 	if c.header.Damaged != luks2.Neither {
 		a.Log.Warn("repairing the LUKS2 header", "copy", c.header.Damaged.String())
 		if err := c.header.Repair(c.window); err != nil {
-			return spaceFault("repair header", err)
+			return storage.SpaceFault("repair header", err)
 		}
 	}
 	if err := c.settleFile(a); err != nil {
@@ -342,7 +342,7 @@ func (c *container) markDirty(a storage.Area, s *storage.Setup) error {
 		// proves that nothing is left of what set it.
 		s.Undo("clear dirty mark", func(context.Context) error { return mounts.ClearDirty(c.image) })
 	}
-	return spaceFault("mark image", err)
+	return storage.SpaceFault("mark image", err)
 }
 
 // preallocate reserves the blocks of the image while it is in use, and again

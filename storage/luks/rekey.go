@@ -47,7 +47,7 @@ func (r *rekeying) add(ctx context.Context, volumeKey *secret.Bytes, passphrases
 				continue
 			}
 		}
-		return errors.Join(spaceFault(fmt.Sprintf("add keyslot for passphrase %d", i), err), r.revert())
+		return errors.Join(storage.SpaceFault(fmt.Sprintf("add keyslot for passphrase %d", i), err), r.revert())
 	}
 	return nil
 }
@@ -64,7 +64,7 @@ func (r *rekeying) remove(slots []int) error {
 	var errs []error
 	for _, n := range slots {
 		if err := r.header.RemoveKeyslot(r.device, n); err != nil {
-			errs = append(errs, spaceFault(fmt.Sprintf("destroy keyslot %d", n), err))
+			errs = append(errs, storage.SpaceFault(fmt.Sprintf("destroy keyslot %d", n), err))
 		}
 	}
 	return errors.Join(errs...)

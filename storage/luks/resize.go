@@ -177,7 +177,7 @@ func span(s *storage.Setup, node string) (int64, error) {
 func (r *resizing) frame() (frame, error) {
 	const op = "measure home"
 	if err := mounts.SyncFS(r.s.Root); err != nil {
-		return frame{}, spaceFault(op, err)
+		return frame{}, storage.SpaceFault(op, err)
 	}
 	var fs, around unix.Statfs_t
 	if err := errors.Join(unix.Fstatfs(int(r.s.Root.Fd()), &fs), unix.Fstatfs(int(r.c.image.Fd()), &around)); err != nil {
@@ -230,7 +230,7 @@ func (r *resizing) grow(ctx context.Context, f frame, to extent) error {
 			err = unix.ENOSPC
 		}
 		if err != nil {
-			return errors.Join(spaceFault("extend image", err), c.image.Truncate(f.now.disk), forgetIntent(c.image))
+			return errors.Join(storage.SpaceFault("extend image", err), c.image.Truncate(f.now.disk), forgetIntent(c.image))
 		}
 		c.size = to.disk
 		if err := r.writeTable(to); err != nil {
@@ -246,7 +246,7 @@ func (r *resizing) grow(ctx context.Context, f frame, to extent) error {
 	}
 	a.Progress("grow file system", 0, 0)
 	if err := fsops.Grow(r.s.Found.FileSystemType, r.s.Root, c.room()); err != nil {
-		return spaceFault("resize", err)
+		return storage.SpaceFault("resize", err)
 	}
 	return r.end(ctx)
 }
@@ -280,7 +280,7 @@ func (r *resizing) shrink(ctx context.Context, f frame, to extent) error {
 		return errors.Join(err, forgetIntent(c.image))
 	}
 	if err := mounts.SyncFS(r.s.Root); err != nil {
-		return spaceFault("resize", err)
+		return storage.SpaceFault("resize", err)
 	}
 	a.Progress("map", 0, 0)
 	c.window.size = to.partition
@@ -296,7 +296,7 @@ func (r *resizing) shrink(ctx context.Context, f frame, to extent) error {
 	}
 	a.Progress("cut image", 0, uint64(to.disk))
 	if err := errors.Join(c.image.Truncate(to.disk), c.image.Sync()); err != nil {
-		return spaceFault("cut image", err)
+		return storage.SpaceFault("cut image", err)
 	}
 	c.size = to.disk
 	return r.end(ctx)
@@ -321,7 +321,7 @@ func (r *resizing) begin(f frame, to extent) error {
 	r.a.Progress("note resize", 0, 0)
 	i := intent{f.now.disk, to.disk}
 	if err := i.note(r.c.image); err != nil {
-		return spaceFault("resize", err)
+		return storage.SpaceFault("resize", err)
 	}
 	return r.c.cutTail()
 }
@@ -332,7 +332,7 @@ func (r *resizing) writeTable(to extent) error {
 	r.a.Progress("write partition table", 0, 0)
 	c := r.c
 	if err := gpt.Resize(c.image, c.size, c.part, to.partition, to.disk); err != nil {
-		return spaceFault("resize", err)
+		return storage.SpaceFault("resize", err)
 	}
 	c.part.Size = to.partition
 	c.window.size = to.partition
@@ -376,7 +376,7 @@ func (r *resizing) shrinkMounted(f frame, to extent) (extent, error) {
 		case errors.Is(err, unix.ENOSPC):
 			low = try
 		default:
-			return f.now, spaceFault("resize", err)
+			return f.now, storage.SpaceFault("resize", err)
 		}
 	}
 	return best, nil
@@ -407,11 +407,11 @@ func (r *resizing) end(ctx context.Context) error {
 		trim(r.a, r.s.Root, "home was not trimmed")
 	}
 	if err := mounts.SyncFS(r.s.Root); err != nil {
-		return spaceFault("resize", err)
+		return storage.SpaceFault("resize", err)
 	}
 	if err := r.loop.Sync(); err != nil {
 		return fault.New(fault.IOError, "resize", err)
 	}
 	r.c.intent = nil
-	return spaceFault("resize", forgetIntent(r.c.image))
+	return storage.SpaceFault("resize", forgetIntent(r.c.image))
 }
