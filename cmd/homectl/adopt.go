@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"hearth/internal/fault"
-	"hearth/records"
 )
 
 func runAdopt(c *command, ctx context.Context, args []string) error {
@@ -22,13 +21,11 @@ func runAdopt(c *command, ctx context.Context, args []string) error {
 			continue
 		}
 		// The service leaves a home alone whose name is taken, without a word.
-		text, _, e := client.GetUserRecordByName(ctx, adoptedName(path))
-		if e != nil {
-			c.warn("'%s' was not adopted: there is an account of that name already.", path)
-			continue
-		}
-		if r, e := records.Parse(text, records.ClientReply); e == nil && !heldAt(r, path) {
-			c.warn("'%s' was not adopted: user %s has a home already.", path, r.UserName())
+		name := adoptedName(path)
+		if at := imagePath(ctx, client, name); at == "" {
+			c.warn("'%s' was not adopted: there is an account of the name %s already.", path, name)
+		} else if at != filepath.Clean(path) {
+			c.warn("'%s' was not adopted: the home of user %s is at '%s'.", path, name, at)
 		}
 	}
 	return err
@@ -40,14 +37,4 @@ func adoptedName(path string) string {
 	stem := filepath.Base(path)
 	name, _, _ := strings.Cut(strings.TrimSuffix(stem, filepath.Ext(stem)), "@")
 	return name
-}
-
-// heldAt reports whether a home's storage is at path.
-func heldAt(r *records.Record, path string) bool {
-	mid, err := machineID()
-	if err != nil {
-		return true
-	}
-	b, ok := r.Binding(mid)
-	return ok && b.ImagePath == filepath.Clean(path)
 }

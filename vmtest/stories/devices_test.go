@@ -23,6 +23,7 @@ func TestDevices(t *testing.T) {
 	o := vmtest.Options{Suite: vmtest.Forky, Payload: []vmtest.Item{
 		{Host: recovery.image, Guest: "/srv/" + recovery.file},
 		{Host: filepath.Join(images, "local.public"), Guest: "/srv/fixtures.public"},
+		{Host: filepath.Join(images, "fscrypt-v2/home-fs.ext4.img.xz"), Guest: "/srv/fscrypt.img.xz"},
 	}}
 	p := install(t, o)
 	p.enable()
@@ -34,6 +35,7 @@ func TestDevices(t *testing.T) {
 	part("allocation", (*product).allocation)
 	part("recovery", (*product).recovery)
 	part("tokens", (*product).tokens)
+	part("other storage", (*product).otherStorage)
 	part("adopt", func(p *product) { p.adoption(recovery, images) })
 }
 
@@ -145,7 +147,10 @@ func (p *product) disks() {
 	}
 
 	// A disk without a record is found, and its record taken over.
-	p.MustSh(atMost + "homectl unregister bob && " + atMost + "homectl remove cleo")
+	p.MustSh(atMost + "homectl unregister bob")
+	if r := p.Sh(atMost + "homectl remove cleo"); r.Code != 0 || !strings.Contains(r.Stderr, "Nothing was erased on the device") {
+		t.Errorf("remove: %v", r)
+	}
 	p.becomes("bob", "unfixated")
 	p.becomes("cleo", "unfixated")
 	p.MustSh("cryptsetup isLuks " + c + "p1")
@@ -208,6 +213,12 @@ func (p *product) adoption(foreign home, images string) {
 	}
 	if r := p.with(password, "adopt /srv/eve.home"); r.Code != 0 || r.Stderr != "" {
 		t.Errorf("adopted again: %v", r)
+	}
+	p.MustSh("cp /srv/eve.home /root/eve.home && cp /srv/eve.home /srv/daemon.home")
+	for path, want := range map[string]string{"/root/eve.home": "the home of user eve is at '/srv/eve.home'", "/srv/daemon.home": "an account of the name daemon"} {
+		if r := p.with(password, "adopt "+path); r.Code != 0 || !strings.Contains(r.Stderr, want) {
+			t.Errorf("adopted although the name is taken: %v, want %q", r, want)
+		}
 	}
 
 	// One from another machine, first without its key.
@@ -403,4 +414,27 @@ func (p *product) tokens() {
 	p.ok("authenticate tod")
 	has()
 	p.MustSh(atMost + "homectl remove tod")
+}
+
+// otherStorage lists what is not opened here, and says so.
+func (p *product) otherStorage() {
+	t := p.t
+	p.MustSh("unxz -k /srv/fscrypt.img.xz && mkdir -p /mnt/fscrypt && mount -o loop /srv/fscrypt.img /mnt/fscrypt")
+	p.ok("adopt /mnt/fscrypt/fxfsc.homedir")
+	p.becomes("fxfsc", "unfixated")
+	if got := p.MustSh("homectl inspect --json=short fxfsc | jq -r '.binding[].storage'"); got != "fscrypt" {
+		t.Errorf("it is taken for %s", got)
+	}
+	if r := p.with("fixture-pw-2", "activate fxfsc </dev/null"); r.Code != 1 || !strings.Contains(r.Stderr, "fscrypt") {
+		t.Errorf("an encrypted directory: %v", r)
+	}
+	p.becomes("fxfsc", "unfixated")
+	p.MustSh(`umount /mnt/fscrypt && printf '%s' '{"userName":"cif","disposition":"regular","storage":"cifs","cifsService":"//host/share","cifsUserName":"c","privileged":{"hashedPassword":["$5$rounds=1000$abcdefgh$ue35C0ITbth1b5zVUjrjm2mMmsmMKiodEeH2UV/Hq10"]}}' >/root/cif.json && ` + atMost + "homectl register /root/cif.json")
+	if r := p.with("correct horse", "activate cif </dev/null"); r.Code != 1 || !strings.Contains(r.Stderr, "cifs") {
+		t.Errorf("a home on a server: %v", r)
+	}
+	if got := p.MustSh("homectl inspect --json=short cif | jq -c '[.cifsService, .cifsUserName]'"); got != `["//host/share","c"]` {
+		t.Errorf("the record has %s", got)
+	}
+	p.MustSh(atMost + "homectl unregister cif")
 }
