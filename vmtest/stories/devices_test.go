@@ -31,6 +31,7 @@ func TestDevices(t *testing.T) {
 		t.Run(name, func(t *testing.T) { f(&product{p.With(t), t}) })
 	}
 	part("disk", (*product).disks)
+	part("whole disk", (*product).wholeDisk)
 	part("partition", (*product).partition)
 	part("allocation", (*product).allocation)
 	part("recovery", (*product).recovery)
@@ -170,6 +171,28 @@ func (p *product) disks() {
 	if got := p.MustSh("busctl --json=short get-property org.freedesktop.home1 /org/freedesktop/home1 org.freedesktop.home1.Manager AutoLogin"); !strings.Contains(got, `["bob","seat0",`) {
 		t.Errorf("logged in by themselves are %s", got)
 	}
+}
+
+// wholeDisk opens a home by the path of its disk, with the partitions that the
+// kernel shows and without.
+func (p *product) wholeDisk() {
+	d := p.disk("disk-e", "")
+	if r := p.onDisk("eli", d); r.Code != 0 {
+		p.t.Fatal(r)
+	}
+	p.MustSh("homectl inspect --json=short eli | jq -c 'del(.binding, .status, .signature) | .imagePath = \"/dev/loop30\" | .lastChangeUSec += 1' >/root/eli.json")
+	p.pull(d)
+	p.becomes("eli", "absent")
+	p.MustSh(atMost + "homectl unregister eli && " + atMost + "homectl register /root/eli.json")
+	for _, options := range []string{"-P", ""} {
+		p.MustSh("losetup " + options + " /dev/loop30 /srv/disk-e && udevadm settle --timeout=30")
+		p.ok("activate eli")
+		p.MustSh("echo x >>/home/eli/x && " + atMost + "homectl deactivate eli")
+		p.closed("eli")
+		p.pull("/dev/loop30")
+	}
+	p.becomes("eli", "absent")
+	p.MustSh(atMost + "homectl unregister eli")
 }
 
 // partition uses one that somebody set aside.
