@@ -119,6 +119,7 @@ func (c *command) dispatch(ctx context.Context, args []string) error {
 		if v.max >= 0 && len(args) > v.max {
 			return usagef("Too many arguments.")
 		}
+		defer c.polkitAgent(name)()
 		return v.run(c, ctx, args)
 	}
 	var known []string
