@@ -199,9 +199,12 @@ func TestUpgrade(t *testing.T) {
 		fails        bool
 	}{
 		{"", "user", 0, false}, {"1", "user-incomplete", 1, false}, {"no", "user-incomplete", 0, false},
-		{"junk", "user-incomplete", 0, true}, {"1", "user-light", 0, false},
+		{"junk", "user-incomplete", 0, true}, {"1", "user-light", 0, false}, {"1", "", 0, false},
 	} {
-		s := &shell{environ: []string{"XDG_SESSION_CLASS=" + tc.class}}
+		s := &shell{}
+		if tc.class != "" {
+			s.set("XDG_SESSION_CLASS", tc.class)
+		}
 		if tc.value != "" {
 			s.set("XDG_SESSION_INCOMPLETE", tc.value)
 		}

@@ -54,8 +54,9 @@ func (s *shell) upgrade(setClass func() error) error {
 		return nil
 	}
 	// A session in an area is of another class, which the login manager
-	// neither holds back nor upgrades.
-	if class, ok := s.env("XDG_SESSION_CLASS"); !ok || class == "user-incomplete" {
+	// neither holds back nor upgrades. One opened while the home was locked is
+	// of none: the login manager could start nothing in a frozen slice.
+	if class, _ := s.env("XDG_SESSION_CLASS"); class == "user-incomplete" {
 		if err := setClass(); err != nil {
 			return notify("Failed to upgrade session: %v", err)
 		}
