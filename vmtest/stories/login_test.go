@@ -113,6 +113,21 @@ func TestHomeAtLoginTrixie(t *testing.T) {
 	p := install(t, vmtest.Options{Suite: vmtest.Trixie})
 	p.enable()
 	ordinaryDay(t, p)
+
+	t.Run("over SSH with a key", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		p.sshd()
+		p.keyed("bea", "")
+		l := p.byKey("bea")
+		if c := p.classes("bea"); c != "manager user" {
+			t.Errorf("her sessions are %q", c)
+		}
+		if got := says(l, "echo $HOME $SHELL $XDG_SESSION_CLASS; pwd"); got != "/home/bea /bin/bash user\n/home/bea\n" {
+			t.Errorf("her session has %s", got)
+		}
+		logout(l)
+		p.becomes("bea", "inactive")
+	})
 }
 
 func ordinaryDay(t *testing.T, p *product) {

@@ -244,4 +244,68 @@ func TestSSH(t *testing.T) {
 		logout(l)
 		p.becomes("bea", "inactive")
 	})
+
+	t.Run("a locked home", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		first := p.byKey("ann")
+		lock := func() {
+			t.Helper()
+			p.MustSh(atMost + "homectl lock ann")
+			if s := p.state("ann"); s != "locked" {
+				t.Fatalf("ann is %s", s)
+			}
+		}
+		resumed := func(how string) {
+			t.Helper()
+			if got := says(first, "pwd"); got != "/home/ann\n" {
+				t.Errorf("unlocked %s, her first session says %q", how, got)
+			}
+		}
+		lock()
+		second := p.byKey("ann")
+		resumed("by the shell of a key login")
+		logout(second)
+		lock()
+		third := p.Terminal("ssh", "-o", "PubkeyAuthentication=no", "ann@localhost")
+		third.Expect(`(?i)password: ?$`, 30*time.Second)
+		third.Send(password + "\n")
+		third.Expect(`ann@.*\$ ?$`, 60*time.Second)
+		resumed("by a password login")
+		logout(third)
+		logout(first)
+		p.becomes("ann", "inactive")
+	})
+
+	t.Run("the original's shell on our daemon, ours on the original's", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		const ours = "/usr/local/lib/hearth/homeshell"
+		p.MustSh("mv " + ours + " /tmp/homeshell; printf '#!/bin/sh\\nexec /usr/bin/systemd-home-fallback-shell \"$@\"\\n' >" + ours + "; chmod 755 " + ours)
+		logout(p.byKey("ann"))
+		p.becomes("ann", "inactive")
+		// What the original's leaves in the user's keyring, ours finds.
+		p.MustSh("mv /tmp/homeshell " + ours + "; " + atMost + "ssh ann@localhost true")
+		p.becomes("ann", "inactive")
+		p.MustSh(`setpriv --reuid=ann --regid=ann --clear-groups keyctl clear @u
+			systemctl stop homed.service && systemctl disable homed.service && systemctl daemon-reload && systemctl start systemd-homed.service
+			mount --bind ` + ours + ` /usr/bin/systemd-home-fallback-shell`)
+		p.ownsBus("/usr/lib/systemd/systemd-homed")
+		l := p.byKey("ann")
+		if got := says(l, "echo $HOME $SHELL $XDG_SESSION_CLASS; pwd"); got != "/home/ann /bin/bash user\n/home/ann\n" {
+			t.Errorf("her session has %s", got)
+		}
+		logout(l)
+		p.becomes("ann", "inactive")
+	})
+}
+
+// byKey logs in with root's key and gives the password to whatever asks for it
+// in place of a shell.
+func (p *product) byKey(name string) *vmtest.Typist {
+	p.t.Helper()
+	l := p.Terminal("ssh", name+"@localhost")
+	l.Expect(`Please enter password for user `+name+`:`, 40*time.Second)
+	time.Sleep(time.Second) // the original's empties the line before it reads
+	l.Send(password + "\r")
+	l.Expect(name+`@.*\$ ?$`, 60*time.Second)
+	return l
 }
