@@ -194,6 +194,11 @@ func TestGenericFailures(t *testing.T) {
 	testenv.Need(t, "root")
 	r := serve(t)
 	r.register(t, "ann", map[string]any{"aliases": []string{"anna"}, "uid": 60456})
+	pipe, other, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = pipe.Close(), other.Close() }()
 	const (
 		m    = home1.ManagerPath
 		ann  = home1.HomesPath + "/ann"
@@ -229,7 +234,7 @@ func TestGenericFailures(t *testing.T) {
 		{m, home1.ManagerInterface + ".CreateHome", []any{`{"userName":"bob","binding":{}}`}, errs + "InvalidArgs"},
 		{m, home1.ManagerInterface + ".CreateHomeEx", []any{`{"userName":"bob"}`, map[string]dbus.UnixFD{}, uint64(1)}, errs + "InvalidArgs"},
 		{m, home1.ManagerInterface + ".CreateHomeEx", []any{`{"userName":"bob"}`, map[string]dbus.UnixFD{"a/b": 0}, uint64(0)}, errs + "InvalidArgs"},
-		{m, home1.ManagerInterface + ".CreateHomeEx", []any{`{"userName":"bob"}`, map[string]dbus.UnixFD{"a": 0}, uint64(0)}, errs + "NotSupported"},
+		{m, home1.ManagerInterface + ".CreateHomeEx", []any{`{"userName":"bob"}`, map[string]dbus.UnixFD{"a": dbus.UnixFD(pipe.Fd())}, uint64(0)}, errs + "InvalidArgs"},
 		{m, home1.ManagerInterface + ".AdoptHome", []any{"/x", uint64(1)}, errs + "InvalidArgs"},
 		{m, home1.ManagerInterface + ".AdoptHome", []any{"/none.home", uint64(0)}, errs + "FileNotFound"},
 		{m, home1.ManagerInterface + ".AdoptHome", []any{"/", uint64(0)}, errs + "BadAddress"},

@@ -180,7 +180,7 @@ func (p *product) wholeDisk() {
 	if r := p.onDisk("eli", d); r.Code != 0 {
 		p.t.Fatal(r)
 	}
-	p.MustSh("homectl inspect --json=short eli | jq -c 'del(.binding, .status, .signature) | .imagePath = \"/dev/loop30\" | .lastChangeUSec += 1' >/root/eli.json")
+	p.MustSh("homectl inspect --json=short eli | jq -c 'del(.binding, .status, .signature) | .perMachine[].imagePath = \"/dev/loop30\" | .lastChangeUSec += 1' >/root/eli.json")
 	p.pull(d)
 	p.becomes("eli", "absent")
 	p.MustSh(atMost + "homectl unregister eli && " + atMost + "homectl register /root/eli.json")
@@ -191,7 +191,6 @@ func (p *product) wholeDisk() {
 		p.closed("eli")
 		p.pull("/dev/loop30")
 	}
-	p.becomes("eli", "absent")
 	p.MustSh(atMost + "homectl unregister eli")
 }
 
