@@ -69,6 +69,9 @@ func TestPassphrasesOfWiped(t *testing.T) {
 		if _, err := recov.EffectivePassphrases(s); !errors.Is(err, secret.ErrClosed) {
 			t.Errorf("%s: %v", what, err)
 		}
+		if err := RequirePlaintexts(recov, s); !errors.Is(err, secret.ErrClosed) {
+			t.Errorf("%s: required: %v", what, err)
+		}
 	}
 	token := vouched(mustParse(t, []byte(`{"userName":"ann","privileged":{"hashedPassword":["$5$saltstring$5B8vYYiY.CVt1RlTTf8KbXBH3hsxY/GNooZaBBGWEc5"],
 		"fido2HmacSalt":[{"credential":"AAAA","salt":"AAAA","hashedPassword":"x"}]}}`), HostFile))
