@@ -2,6 +2,10 @@ package manager
 
 import "hearth/records"
 
+// LoadRecord reads the record of that name from the disk. It is for a manager
+// that is not running.
+func (m *Manager) LoadRecord(name string) error { return m.loadRecord(name) }
+
 // Strangers is the limit on callers whom nobody authorized.
 type Strangers struct{ s strangers }
 

@@ -106,8 +106,14 @@ func operate(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, e
 			return nil, err
 		}
 		e, err := embedded()
-		if err != nil || exists(v.ImagePath+".mute") {
+		if err != nil {
 			return nil, err
+		}
+		if text, err := os.ReadFile(v.ImagePath + ".says"); err == nil {
+			if len(text) == 0 {
+				return nil, nil
+			}
+			return text, nil
 		}
 		if text, err := os.ReadFile(v.ImagePath + ".uid"); err == nil {
 			uid, err := strconv.ParseUint(string(text), 10, 32)

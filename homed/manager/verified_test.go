@@ -167,6 +167,12 @@ func TestUpdateVerdicts(t *testing.T) {
 	if text, err := os.ReadFile(d.file("home", "ann.home")); err != nil || !strings.Contains(string(text), "Two") {
 		t.Errorf("an update did not reach the home: %v", err)
 	}
+	// The last one counted a right password, an offline one counts nothing and keeps it.
+	good := d.record("ann").Counters(machineID).Good
+	kind(t, "offline again", d.update(later(t, d.record("ann"), "Two"), manager.Offline), "")
+	if c := d.record("ann").Counters(machineID); good == 0 || c.Good != good {
+		t.Errorf("%d right passwords became %d", good, c.Good)
+	}
 	kind(t, "by a key that does not count", d.update(o.signs(later(t, d.record("ann"), "Three")), manager.Offline), fault.KeyUnavailable)
 	says("ann", "Two", true)
 	d.blocked(func() {
@@ -237,18 +243,84 @@ func TestFixateChecks(t *testing.T) {
 	put(build("eve", 60301))
 	d.fails(fault.OtherUser, home.Fixate, "ann", password)
 	put(build("ann", 60301))
-	mute := image + ".mute"
-	if err := os.WriteFile(mute, nil, 0o600); err != nil {
+	for text, want := range map[string]fault.Kind{"": fault.IOError, "no record": fault.InvalidArgs} {
+		if err := os.WriteFile(image+".says", []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d.fails(want, home.Fixate, "ann", password)
+	}
+	if err := os.Remove(image + ".says"); err != nil {
 		t.Fatal(err)
 	}
-	d.fails(fault.IOError, home.Fixate, "ann", password)
-	if err := os.Remove(mute); err != nil {
-		t.Fatal(err)
+	alias := func(name string, at uint64) *records.Record {
+		r, err := build("ann", 60301).WithoutSignature().Edit().Set("aliases", []string{name}).Set("lastChangeUSec", at).Record()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o.signs(r)
 	}
+	put(alias("bob", 1))
+	d.fails(fault.UserNameExists, home.Fixate, "ann", password)
+	put(build("ann", 60301))
 	d.blocked(func() { d.fails(fault.IOError, home.Fixate, "ann", password) })
 	d.state("ann", "unfixated")
 	d.must(home.Fixate, "ann", password)
 	if c := d.record("ann").Counters(machineID); c.Good == 0 {
 		t.Errorf("%+v", c)
+	}
+	// From then on its names are settled.
+	put(alias("annie", 2))
+	d.must(home.Authenticate, "ann", password)
+	if got := d.record("ann").Aliases(); len(got) != 0 {
+		t.Errorf("ann became %q", got)
+	}
+}
+
+// TestLoadChecks: records on the disk that are in order by themselves and
+// cannot be homes.
+func TestLoadChecks(t *testing.T) {
+	dir := t.TempDir()
+	d := boot(t, dir)
+	o := newOther(t)
+	if err := d.AddSigningKey(t.Context(), "other.public", o.public); err != nil {
+		t.Fatal(err)
+	}
+	d.stop()
+	for file, text := range map[string]string{
+		"ann":  `{"userName":"ann","uid":60300,"gid":60300,"binding":{"` + machineID + `":{"storage":"luks"},"elsewhere":{"uid":60400}}}`,
+		"bob":  `{"userName":"bob","uid":60300,"gid":60300}`,
+		"carl": `{"userName":"dora","uid":60301,"gid":60301}`,
+		"eve":  `{"userName":"eve","uid":5,"gid":5}`,
+		"fred": `{"userName":"fred"}`,
+	} {
+		r, err := records.Parse([]byte(text), records.HostFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(d.file("records", file+".identity"), o.signs(r).Pretty(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// It cannot be read, which is no reason to delete it.
+	if err := os.Mkdir(d.file("records", "gina.identity"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d = boot(t, dir)
+	list, err := d.List(t.Context())
+	if err != nil || len(list) != 1 || list[0].Name != "ann" {
+		t.Fatalf("%+v, %v", list, err)
+	}
+
+	// What other machines bound stays when the home's own record comes in.
+	if err := os.WriteFile(d.file("home", "ann.home"), list[0].Record.Embedded().Compact(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.must(home.Authenticate, "ann", password)
+	if b, ok := d.record("ann").Binding("elsewhere"); !ok || b.UID != 60400 {
+		t.Errorf("the other machine's binding is gone: %s", d.record("ann").Compact())
+	}
+	d.stop()
+	if err := d.LoadRecord("gina"); err == nil || !exists(d.file("records", "gina.identity")) {
+		t.Errorf("what cannot be read: %v", err)
 	}
 }
