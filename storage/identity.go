@@ -39,6 +39,10 @@ func readIdentity(root *os.File) ([]byte, error) {
 		return nil, fault.New(fault.FileNotFound, op, err)
 	}
 	if err != nil {
+		var st unix.Stat_t
+		if unix.Fstatat(int(root.Fd()), identityName, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+			return nil, fault.New(fault.Inconsistent, op, err) // a link, a socket, a device
+		}
 		return nil, fault.New(fault.Unknown, op, err)
 	}
 	file := os.NewFile(uintptr(fd), identityName)
@@ -94,7 +98,12 @@ func writeIdentity(root *os.File, r *records.Record, uid, gid uint32, rand io.Re
 	if err = errors.Join(err, file.Close()); err != nil {
 		return err
 	}
-	if err = unix.Renameat(dir, temp, dir, identityName); err != nil {
+	err = unix.Renameat(dir, temp, dir, identityName)
+	if errors.Is(err, unix.EISDIR) {
+		// The user made a directory of that name. It stays, under another one.
+		err = unix.Renameat2(dir, temp, dir, identityName, unix.RENAME_EXCHANGE)
+	}
+	if err != nil {
 		return err
 	}
 	return root.Sync()

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"hearth/internal/fault"
 	"hearth/records"
 	"hearth/storage/luks2"
@@ -89,32 +91,36 @@ func TestHeaderJudgedBeforeOpen(t *testing.T) {
 	}
 }
 
-// TestHomeJudged: the same for the record inside the home. Nothing is written
-// when it is refused.
+// TestHomeJudged: the record inside the home is its user's to rewrite. One that
+// nobody vouches for rules nothing and shuts nobody out.
 func TestHomeJudged(t *testing.T) {
 	h := newHouse(t)
 	forger := newHouse(t)
 	for name, c := range map[string]struct {
 		inside *records.Record
-		want   fault.Kind
+		rules  bool
 	}{
-		"newer, ours":      {h.record(2, oldPassword), ""},
-		"newer, unsigned":  {unsignedOf(t, h.record(2, oldPassword)), fault.BadSignature},
-		"newer, foreign":   {forger.record(2, oldPassword), fault.BadSignature},
-		"as old, unsigned": {unsignedOf(t, h.old), ""},
-		"as old, foreign":  {forger.record(1, oldPassword), ""},
+		"newer, ours":               {h.record(2, oldPassword), true},
+		"newer, unsigned":           {unsignedOf(t, h.record(2, oldPassword)), false},
+		"newer, unsigned, password": {unsignedOf(t, h.record(2, newPassword)), false},
+		"newer, foreign":            {forger.record(2, oldPassword), false},
+		"newer, foreign, password":  {forger.record(2, newPassword), false},
+		"as old, unsigned":          {unsignedOf(t, h.old), false},
+		"as old, foreign":           {forger.record(1, oldPassword), false},
 	} {
 		p := h.instance(name)
 		h.identity(p, c.inside)
 		for kind, b := range map[string]Backend{"with a header": p, "without": bare{p.dir}} {
 			got, err := h.run(b, Inspect, h.old, nil, oldPassword)
-			if fault.KindOf(err) != c.want {
+			if err != nil {
 				t.Errorf("%s, %s: %v", name, kind, err)
+				continue
 			}
-			if err == nil {
-				if _, err := h.keys.Vouch(got); err != nil {
-					t.Errorf("%s, %s: %v", name, kind, err)
-				}
+			if _, err := h.keys.Vouch(got); err != nil || c.rules == got.SameContent(h.old) {
+				t.Errorf("%s, %s: %v, %s", name, kind, err, got.Compact())
+			}
+			if _, err := h.run(b, Inspect, h.old, nil, newPassword); !fault.Is(err, fault.BadPassword) {
+				t.Errorf("%s, %s, by a password of its own: %v", name, kind, err)
 			}
 		}
 	}
@@ -193,11 +199,12 @@ func TestOtherCopies(t *testing.T) {
 		t.Errorf("bob's record in the header: %v", err)
 	}
 	p = h.instance("bob's home")
-	for text, want := range map[string]fault.Kind{string(h.sign(bob).Pretty()): fault.OtherUser, "no record": fault.InvalidArgs, "[]": fault.Inconsistent} {
+	unsigned := unsignedOf(t, bob)
+	for text, want := range map[string]fault.Kind{string(h.sign(bob).Pretty()): fault.OtherUser, string(unsigned.Pretty()): "", "no record": "", "[]": "", "{}": "", "\x00": ""} {
 		if err := os.WriteFile(filepath.Join(p.dir, identityName), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := h.run(p, Inspect, h.old, nil, oldPassword); !fault.Is(err, want) {
+		if _, err := h.run(p, Inspect, h.old, nil, oldPassword); fault.KindOf(err) != want {
 			t.Errorf("%.20q in the home: %v, want %s", text, err, want)
 		}
 	}
@@ -217,8 +224,8 @@ func TestOnlyWrongPasswordsAreOverruled(t *testing.T) {
 	}
 }
 
-// TestMissingCopies: without a record in it a home does not open, unless the
-// file is there and a crash has emptied it, and the header knows.
+// TestMissingCopies: a home whose record a crash has emptied, or its user has
+// deleted or replaced, opens by the one of header or host.
 func TestMissingCopies(t *testing.T) {
 	h := newHouse(t)
 	p := h.instance("home-1")
@@ -226,16 +233,36 @@ func TestMissingCopies(t *testing.T) {
 	if err := os.Truncate(path, 0); err != nil {
 		t.Fatal(err)
 	}
+	opens := func(what string) {
+		t.Helper()
+		for kind, b := range map[string]Backend{"with a header": p, "without": bare{p.dir}} {
+			if got, err := h.run(b, Inspect, h.old, nil, oldPassword); err != nil || !got.SameContent(h.old) {
+				t.Errorf("%s, %s: %v", what, kind, err)
+			}
+			if _, err := h.run(b, Inspect, h.old, nil, newPassword); !fault.Is(err, fault.BadPassword) {
+				t.Errorf("%s, %s, by a wrong password: %v", what, kind, err)
+			}
+		}
+		// The record that a caller brings is no judge of who may bring it.
+		if _, err := h.run(bare{p.dir}, Update, h.changed, nil, newPassword); err == nil {
+			t.Errorf("%s: an update was its own judge", what)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	opens("an empty file")
+	for what, put := range map[string]func() error{
+		"a directory": func() error { return os.Mkdir(path, 0o700) },
+		"a link":      func() error { return os.Symlink("/etc/shadow", path) },
+		"a pipe":      func() error { return unix.Mkfifo(path, 0o600) },
+	} {
+		if err := put(); err != nil {
+			t.Fatal(err)
+		}
+		opens(what)
+	}
 	if got, err := h.run(p, Inspect, h.old, nil, oldPassword); err != nil || !got.SameContent(h.old) {
-		t.Errorf("an empty file: %v", err)
-	}
-	if _, err := h.run(bare{p.dir}, Inspect, h.old, nil, oldPassword); !fault.Is(err, fault.InvalidArgs) {
-		t.Errorf("an empty file, and no header: %v", err)
-	}
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := h.run(p, Inspect, h.old, nil, oldPassword); !fault.Is(err, fault.FileNotFound) {
 		t.Errorf("no file: %v", err)
 	}
 }

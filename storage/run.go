@@ -383,7 +383,7 @@ func (f *flow) embedded(text []byte) (*records.Record, error) {
 	if f.kept {
 		return r, f.keepsCredentials(r, identityName)
 	}
-	brought := f.verb == Passwd || f.verb == Update
+	brought := f.brought()
 	refused := records.RefusedBy(r, f.secrets, f.hashes)
 	_, known := f.subject.(records.Verified)
 	if _, ok := f.backend.(HeaderKeeper); !ok && refused == nil && (brought || !known) {
@@ -450,28 +450,61 @@ func (f *flow) openWith(ctx context.Context, passphrases []*secret.Bytes) (*Setu
 }
 
 // reconcile reads the record in the home and picks the one that rules.
+//
+// The user may do with the file what they like, and a crash may leave it empty.
+// So a copy that no key that counts has signed, or that is none, is one of no
+// age: it is written anew from the copy that was judged before it. It neither
+// raises its writer's rights nor shuts them out.
 func (f *flow) reconcile(s *Setup, mode records.Mode) (records.Reconciled, error) {
 	text, err := readIdentity(s.Root)
-	if err != nil {
-		return records.Reconciled{}, err
-	}
 	var embedded *records.Record
-	// A crash may leave an empty file on file systems that order data after
-	// names. The header then has what was meant.
-	emptied := len(text) == 0 && f.header != nil
-	if emptied {
-		f.Log.Warn("the record in the home is empty, taking that of the header")
-		embedded = f.header
-	} else if embedded, err = f.embedded(text); err != nil {
-		return records.Reconciled{}, err
+	if err == nil {
+		embedded, err = f.embedded(text)
 	}
-	got, err := f.Keys.Reconcile(f.subject, f.header, embedded, mode)
-	if err != nil {
+	var got records.Reconciled
+	if err == nil {
+		got, err = f.Keys.Reconcile(f.subject, f.header, embedded, mode)
+	}
+	if err == nil || !f.worthless(text, err) {
 		return got, err
 	}
-	got.WriteEmbedded = got.WriteEmbedded || emptied
-	return got, nil
+	f.Log.Warn("the record in the home is worth nothing and is written anew", "error", err)
+	embedded = f.header
+	if embedded == nil {
+		embedded = f.subject.Record().Embedded()
+	}
+	if mode == records.Newer {
+		mode = records.NewerOrEqual // the header was asked already
+	}
+	got, err = f.Keys.Reconcile(f.subject, f.header, embedded, mode)
+	got.WriteEmbedded = true
+	return got, err
 }
+
+// worthless reports whether err, about the record in the home, is that of a
+// copy which nobody vouches for. In a home without keyslots the record that a
+// caller just brought cannot do in its place: it would be judge in its own case.
+// Nor is there any other record of a home that was only found.
+func (f *flow) worthless(text []byte, err error) bool {
+	if _, known := f.subject.(records.Verified); !known || f.header == nil && f.brought() {
+		return false
+	}
+	switch fault.KindOf(err) {
+	case fault.FileNotFound, fault.Inconsistent, fault.InvalidArgs, fault.OtherUser, fault.BadSignature,
+		fault.BadPassword, fault.BadRecoveryKey, fault.BadPasswordAndNoToken, fault.HomeCantAuthenticate:
+	default:
+		return false
+	}
+	r, perr := records.Parse(text, records.EmbeddedFile)
+	if perr != nil {
+		return true
+	}
+	_, verr := f.Keys.Vouch(r)
+	return verr != nil
+}
+
+// brought reports whether the host's record is one that the caller brought.
+func (f *flow) brought() bool { return f.verb == Passwd || f.verb == Update }
 
 // bind returns v with what was found out about the storage in its binding.
 func (f *flow) bind(v records.Verified, s *Setup, homeDirectory string) *records.Record {

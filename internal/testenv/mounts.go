@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -100,6 +101,10 @@ func Scratch(t testing.TB) string {
 		for _, m := range MountsBelow(dir) {
 			t.Errorf("leaked mount: %s", m)
 			_ = unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+		// A detached device is there for as long as udev still looks at it.
+		for end := time.Now().Add(3 * time.Second); len(LoopsBelow(dir)) > 0 && time.Now().Before(end); {
+			time.Sleep(50 * time.Millisecond)
 		}
 		for _, l := range LoopsBelow(dir) {
 			t.Errorf("leaked loop device: %s", l)

@@ -156,9 +156,14 @@ func TestHostile(t *testing.T) {
 		if err := errors.Join(os.RemoveAll(identity), put()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.Run(storage.Activate, storagetest.Password); err == nil {
-			t.Errorf("a home whose record is a %s was opened", what)
-			w.Must(t, storage.Deactivate, "")
+		// Nothing is read through it, and the record is written anew.
+		w.Must(t, storage.Activate, storagetest.Password)
+		w.Must(t, storage.Deactivate, "")
+		if got, err := os.ReadFile(identity); err != nil || string(got) != string(text) {
+			t.Errorf("after a %s the record is %q, %v", what, got, err)
+		}
+		if info, err := os.Lstat(identity); err != nil || !info.Mode().IsRegular() {
+			t.Errorf("after a %s: %v, %v", what, info, err)
 		}
 		w.Idle(t)
 	}

@@ -693,11 +693,9 @@ func newerRecordWins(t *testing.T, w *World) {
 	}
 }
 
-// emptyIdentity: a crash has emptied the record in the home.
+// emptyIdentity: a crash has emptied the record in the home, or its user has
+// deleted it, or put something else in its place.
 func emptyIdentity(t *testing.T, w *World) {
-	if _, ok := w.Kind.Backend.(storage.HeaderKeeper); !ok {
-		t.Skip("there is no other copy to go by")
-	}
 	w.Must(t, storage.Create, Password)
 	w.Must(t, storage.Activate, Password)
 	identity := filepath.Join(w.Home(), ".identity")
@@ -711,7 +709,15 @@ func emptyIdentity(t *testing.T, w *World) {
 		t.Fatal(err)
 	}
 	w.Must(t, storage.Deactivate, "")
-	w.Refused(t, storage.Activate, Password, fault.FileNotFound)
+	w.Must(t, storage.Activate, Password)
+	w.holds(t, ".identity", string(w.Record.Embedded().Pretty()))
+	if err := errors.Join(os.Remove(identity), os.Mkdir(identity, 0o700), os.WriteFile(filepath.Join(identity, "x"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	w.Must(t, storage.Deactivate, "")
+	w.Must(t, storage.Activate, Password)
+	w.holds(t, ".identity", string(w.Record.Embedded().Pretty()))
+	w.Must(t, storage.Deactivate, "")
 	w.Idle(t)
 }
 
