@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"hearth/homed/home1"
+	"hearth/internal/fault"
 	"hearth/internal/secret"
 )
 
@@ -50,6 +51,23 @@ func (c *command) resizeTo(args []string) (uint64, error) {
 		return 0, usagef("Disk size specified twice and doesn't match, refusing.")
 	}
 	return *said, nil
+}
+
+func runRebalance(c *command, ctx context.Context, _ []string) error {
+	client, err := c.bus(ctx)
+	if err != nil {
+		return err
+	}
+	switch err := client.Rebalance(ctx); {
+	case err == nil:
+		c.info("Completed rebalancing.")
+	case fault.Is(err, fault.RebalanceNotNeeded):
+		c.info("No homes needed rebalancing.")
+	default:
+		c.explain("Failed to rebalance", "", err)
+		return errSaid
+	}
+	return nil
 }
 
 func (c *command) resize(ctx context.Context, client *home1.Client, user string, size uint64, k *keyring) error {

@@ -42,7 +42,7 @@ func verbs() []verb {
 		{"lock", "USER…", 1, -1, "Take an open home area's key out of memory", lockVerbs, runLock},
 		{"unlock", "USER…", 1, -1, "Let a locked home area go on", lockVerbs, runUnlock},
 		{"lock-all", "", 0, 0, "Lock all suitable home areas", lockVerbs, runLockAll},
-		{"rebalance", "", 0, 0, "Share free space out among home areas (not yet)", otherVerbs, notYet("rebalance")},
+		{"rebalance", "", 0, 0, "Share free space out among home areas", otherVerbs, runRebalance},
 		{"firstboot", "", 0, 0, "Create the first user (not yet)", otherVerbs, notYet("firstboot")},
 		{"ssh-authorized-keys", "USER", 1, 1, "Print the SSH keys of a user record, for sshd", otherVerbs, runSSHAuthorizedKeys},
 		{"help", "", 0, -1, "", "", func(c *command, _ context.Context, _ []string) error { c.help(); return nil }},

@@ -247,7 +247,7 @@ func TestGenericFailures(t *testing.T) {
 		{m, home1.ManagerInterface + ".UnlockHome", []any{"ann", "{}"}, home1.Name + ".HomeNotLocked"},
 		{ann, home1.HomeInterface + ".Lock", nil, home1.Name + ".HomeNotActive"},
 		{m, home1.ManagerInterface + ".LockAllHomes", nil, ""},
-		{m, home1.ManagerInterface + ".Rebalance", nil, errs + "NotSupported"},
+		{m, home1.ManagerInterface + ".Rebalance", nil, home1.Name + ".RebalanceNotNeeded"},
 		{m, home1.PeerInterface + ".Ping", nil, ""},
 	} {
 		if got := errName(r.call(c.path, c.method, c.args...).Err); got != c.want {

@@ -396,6 +396,9 @@ func (c *Client) UnlockHome(ctx context.Context, name string, secrets *secret.By
 // LockAllHomes locks the homes whose every reference allows it.
 func (c *Client) LockAllHomes(ctx context.Context) error { return c.Call(ctx, "LockAllHomes") }
 
+// Rebalance shares free space out among the open homes.
+func (c *Client) Rebalance(ctx context.Context) error { return c.Call(ctx, "Rebalance") }
+
 // RegisterHome stores a record whose storage exists elsewhere or comes later.
 func (c *Client) RegisterHome(ctx context.Context, record []byte) error {
 	return c.Call(ctx, "RegisterHome", string(record))

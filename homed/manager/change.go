@@ -200,13 +200,13 @@ func (m *Manager) judgeChange(e *entry, s home.Start, text []byte) home.Done {
 		return home.Done{Err: err}
 	}
 	m.adopt(e, r)
-	if s.Call.Offline {
-		// Nobody was authenticated.
-		if err := m.save(e); err != nil {
-			return home.Done{Err: fault.New(fault.IOError, "update home", err)}
-		}
+	if c := m.calls[s.Call.ID]; !s.Call.Offline && (c == nil || !c.balances) {
+		m.succeeded(e)
 		return home.Done{}
 	}
-	m.succeeded(e)
+	// Nobody was authenticated.
+	if err := m.save(e); err != nil {
+		return home.Done{Err: fault.New(fault.IOError, string(s.Work)+" home", err)}
+	}
 	return home.Done{}
 }

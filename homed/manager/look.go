@@ -137,9 +137,8 @@ func measureLUKS(v records.View, s *records.LiveStatus, up bool, home *unix.Stat
 	case st.Mode&unix.S_IFMT == unix.S_IFREG:
 		s.DiskSize = amount(uint64(st.Size))
 		used = amount(uint64(st.Blocks) * 512)
-		var around unix.Statfs_t
-		if unix.Statfs(filepath.Dir(v.ImagePath), &around) == nil {
-			s.DiskCeiling = amount(*used + around.Bavail*uint64(around.Bsize))
+		if free := freeBelow(filepath.Dir(v.ImagePath)); free > 0 {
+			s.DiskCeiling = amount(*used + free)
 		}
 	case st.Mode&unix.S_IFMT == unix.S_IFBLK:
 		s.DiskSize = deviceSize(st.Rdev)
@@ -178,6 +177,15 @@ func measureLUKS(v records.View, s *records.LiveStatus, up bool, home *unix.Stat
 	if s.DiskFloor != nil && size > fs {
 		s.DiskFloor = amount(*s.DiskFloor + size - fs)
 	}
+}
+
+// freeBelow is what a directory's file system has left, in bytes.
+func freeBelow(path string) uint64 {
+	var fs unix.Statfs_t
+	if unix.Statfs(path, &fs) != nil {
+		return 0
+	}
+	return fs.Bavail * uint64(fs.Bsize)
 }
 
 // deviceSize asks sysfs, which needs no open device.

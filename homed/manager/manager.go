@@ -42,6 +42,7 @@ type Manager struct {
 	subscribers []func(Change)
 	changed     []*entry // to be announced, in order
 	workers     int
+	balance     balance
 	stopping    bool
 }
 
@@ -103,6 +104,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		return err
 	}
 	m.sweepBlobs()
+	m.balanceIn(balanceFirst)
 	m.announce()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -26,6 +26,7 @@ import (
 	"hearth/internal/secret"
 	"hearth/internal/testenv"
 	"hearth/records"
+	"hearth/storage/presence"
 )
 
 const machineID = "0123456789abcdef0123456789abcdef"
@@ -74,6 +75,10 @@ func operate(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, e
 		return records.Parse(text, records.EmbeddedFile)
 	}
 	right := func() error {
+		seen, _ := presence.Look(presence.Area{Storage: "luks", ImagePath: v.ImagePath, HomeDirectory: v.HomeDirectory})
+		if r.Verb == "resize" && r.Secrets == nil && seen == presence.Active {
+			return nil // the key that the kernel keeps will do
+		}
 		s, err := records.ParseSecrets(r.Secrets)
 		if err != nil {
 			return err
@@ -546,9 +551,6 @@ func TestRefusedRecords(t *testing.T) {
 	}
 	if got := d.seen(); strings.Contains(got, "eve") {
 		t.Errorf("told: %s", got)
-	}
-	for _, v := range []home.Verb{home.Rebalance} {
-		d.fails(fault.NotSupported, v, "ann")
 	}
 	d.fails(fault.NoSuchHome, home.Activate, "nobody")
 }

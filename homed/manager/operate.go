@@ -23,6 +23,7 @@ type call struct {
 	wantsInfo bool
 	reply     chan answer // of one
 	all       *collective // instead of reply: part of an operation on all homes
+	balances  bool        // nobody asked: rebalancing resizes
 }
 
 type answer struct {
@@ -108,18 +109,12 @@ func (c *collective) finish(err error) {
 	}
 }
 
-func notBuilt(v home.Verb) error {
-	return fault.Newf(fault.NotSupported, string(v), "The operation %q is not available yet.", string(v))
-}
-
 // Do carries out an operation and waits for it to end. When ctx ends first,
 // only the waiting ends: the operation goes on, and the reference it may yield
 // is closed.
 func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
 	c := &call{op: op, reply: make(chan answer, 1)}
 	switch op.Verb {
-	case home.Rebalance:
-		return c.refused(notBuilt(op.Verb))
 	case home.Create, home.Register:
 		return m.introduce(ctx, c)
 	}
@@ -135,6 +130,8 @@ func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
 			c.finish(answer{err: stopping()})
 		case op.Verb == home.DeactivateAll, op.Verb == home.LockAll:
 			m.beginAll(c)
+		case op.Verb == home.Rebalance:
+			m.rebalance(c)
 		default:
 			if e := m.find(op.Key); e != nil {
 				if op.Verb == home.ChangePassword {
@@ -251,7 +248,7 @@ func (m *Manager) launch(e *entry, s home.Start) error {
 	if c != nil {
 		secrets = c.secrets
 	}
-	if s.Attempt {
+	if s.Attempt && (c == nil || !c.balances) {
 		if err := m.attempt(e, s.Work); err != nil {
 			return err
 		}
@@ -339,6 +336,9 @@ func (m *Manager) deliver(e *entry, s home.Start, ev worker.Event) {
 			m.workers--
 			m.checkReferences(e)
 			m.step(e, m.judge(e, s, *ev.Answer))
+			if ev.Answer.Err == nil && (s.Work == home.WorkActivate || s.Work == home.WorkDeactivate || s.Work == home.WorkRemove) {
+				m.balanceIn(0)
+			}
 		})
 	}
 }

@@ -14,7 +14,7 @@ const sizeOnRecord = math.MaxUint64
 // resized is what the home's record becomes when it is to have size bytes. The
 // one it states already needs no change, and so no signature of ours. Faults:
 // InvalidArgs, RecordSigned, RecordMismatch if the record is from the future.
-func (m *Manager) resized(e *entry, size uint64) (records.Subject, error) {
+func (m *Manager) resized(e *entry, size uint64, balances bool) (records.Subject, error) {
 	const op = "resize home"
 	if size == sizeOnRecord && e.view.RebalanceWeight != 0 {
 		return nil, fault.Newf(fault.InvalidArgs, op, "Disk size is being determined by automatic disk space rebalancing.")
@@ -28,7 +28,16 @@ func (m *Manager) resized(e *entry, size uint64) (records.Subject, error) {
 	if err := m.signedElsewhere(e); err != nil {
 		return nil, err
 	}
-	next, err := e.subject.Record().WithDiskSize(m.Machine, size).Touched(m.now(), false)
+	next := e.subject.Record().WithDiskSize(m.Machine, size)
+	if balances {
+		// It goes on taking part, unlike one that somebody gave a size.
+		var weight *uint64
+		if e.view.HasRebalanceWeight {
+			weight = &e.view.RebalanceWeight
+		}
+		next = next.WithRebalanceWeight(m.Machine, weight)
+	}
+	next, err := next.Touched(m.now(), false)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +46,7 @@ func (m *Manager) resized(e *entry, size uint64) (records.Subject, error) {
 
 // launchResize starts the worker with the record that states the new size.
 func (m *Manager) launchResize(e *entry, s home.Start, c *call) error {
-	next, err := m.resized(e, c.op.Size)
+	next, err := m.resized(e, c.op.Size, c.balances)
 	if err != nil {
 		return err
 	}

@@ -4,10 +4,12 @@ import (
 	"math"
 	"os"
 	"testing"
+	"time"
 
 	"hearth/homed/home"
 	"hearth/homed/manager"
 	"hearth/internal/fault"
+	"hearth/internal/testenv"
 	"hearth/records"
 )
 
@@ -72,4 +74,69 @@ func TestResize(t *testing.T) {
 	}
 	d.eventually("eve", "unfixated")
 	kind(t, "an unfixated home", d.resize("eve", 1<<30, password), fault.HomeUnfixated)
+}
+
+// TestRebalance: all open homes of ours take part that have a weight, and keep
+// it; nobody is asked for a password, and no login counted.
+func TestRebalance(t *testing.T) {
+	testenv.Need(t, "root")
+	d := boot(t, t.TempDir())
+	d.fails(fault.RebalanceNotNeeded, home.Rebalance, "")
+	saved := func(name string) records.View {
+		t.Helper()
+		text, err := os.ReadFile(d.file("records", name+".identity"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := records.Parse(text, records.HostFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.View(records.Machine{ID: machineID})
+	}
+	for _, name := range []string{"ann", "bob", "carl", "eve"} {
+		b := newRecord(t, name, "fileSystemType", "btrfs").Edit()
+		switch name {
+		case "bob":
+			b.Set("rebalanceWeight", uint64(0))
+		case "carl":
+			b.Set("rebalanceWeight", uint64(10))
+		}
+		r, err := b.Record()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.create(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.fails(fault.RebalanceNotNeeded, home.Rebalance, "") // none is open
+	d.must(home.Activate, "ann", password)
+	d.must(home.Activate, "bob", password)
+	counted := d.record("ann").Counters(machineID)
+	d.must(home.Rebalance, "")
+	d.state("ann", "active")
+	if v := saved("ann"); v.DiskSize == nil || *v.DiskSize < 256<<20 || v.HasRebalanceWeight || v.RebalanceWeight != 100 {
+		t.Errorf("ann has size %v and weight %d", v.DiskSize, v.RebalanceWeight)
+	}
+	if now := d.record("ann").Counters(machineID); now != counted {
+		t.Errorf("counted: %+v, was %+v", now, counted)
+	}
+	for _, name := range []string{"bob", "eve"} {
+		if v := saved(name); v.DiskSize != nil {
+			t.Errorf("%s was resized to %d", name, *v.DiskSize)
+		}
+	}
+	// By itself only where the record asks for it.
+	d.must(home.Activate, "eve", password)
+	d.must(home.Activate, "carl", password)
+	for end := time.Now().Add(20 * time.Second); saved("carl").DiskSize == nil && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	}
+	if v := saved("carl"); v.DiskSize == nil || !v.HasRebalanceWeight || v.RebalanceWeight != 10 {
+		t.Errorf("carl has size %v and weight %d", v.DiskSize, v.RebalanceWeight)
+	}
+	if v := saved("eve"); v.DiskSize != nil {
+		t.Errorf("eve was resized to %d", *v.DiskSize)
+	}
+	d.must(home.DeactivateAll, "")
 }

@@ -405,3 +405,29 @@ func TestResizeByKeptKey(t *testing.T) {
 	}
 	sound(t, w)
 }
+
+// TestResizeXFS: it only grows.
+func TestResizeXFS(t *testing.T) {
+	w, same := resizable(t, "xfs", 320*mib)
+	was := homeSize(t, w)
+	for _, size := range []int{400 * mib, 480 * mib} {
+		wants(t, w, size)
+		w.Must(t, storage.Resize, storagetest.Password)
+		wants(t, w, size-40*mib)
+		w.Refused(t, storage.Resize, storagetest.Password, fault.BadHomeSize)
+		if n := imageSizeOf(t, w); n != size {
+			t.Errorf("image of %d bytes, want %d", n, size)
+		}
+		if size == 400*mib {
+			same("grown while open")
+			if n := homeSize(t, w); n-was < 70*mib {
+				t.Errorf("the file system has grown by %d bytes", n-was)
+			}
+			w.Must(t, storage.Deactivate, "")
+			sound(t, w)
+		}
+	}
+	sound(t, w)
+	w.Must(t, storage.Activate, storagetest.Password)
+	same("grown while closed")
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"hearth/vmtest"
 )
@@ -63,6 +64,26 @@ func TestResize(t *testing.T) {
 		p.ok("resize bea 350M")
 		p.sized("bea", 350)
 		p.sound("bea")
+	})
+	t.Run("rebalance", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		p.MustSh("homectl rebalance 2>&1 | grep 'No homes needed rebalancing.'")
+		p.MustSh(create + "homectl create dan --storage=luks --fs-type=btrfs --disk-size=300M --rebalance-weight=50 " + cheap)
+		p.ok("activate dan")
+		p.fill("dan")
+		for end := time.Now().Add(60 * time.Second); p.size("dan") == 300; time.Sleep(time.Second) {
+			if time.Now().After(end) {
+				t.Fatal("dan got no more space by itself")
+			}
+		}
+		p.MustSh(atMost + "homectl rebalance 2>&1 | grep 'Completed rebalancing.'")
+		p.whole("dan")
+		if got := p.MustSh("jq -c '[.perMachine[].rebalanceWeight]' /var/lib/systemd/home/dan.identity"); strings.TrimSpace(got) != "[50]" {
+			t.Errorf("dan has weight %s", got)
+		}
+		p.MustSh(atMost + "homectl deactivate dan")
+		p.sound("dan")
+		p.MustSh(atMost + "homectl remove dan")
 	})
 	t.Run("cut off", func(t *testing.T) {
 		p := &product{p.With(t), t}
