@@ -248,7 +248,7 @@ uninstall_all() {
 		esac
 	done <"$manifest"
 	rm -f "$manifest"
-	rmdir "$DESTDIR$lib" 2>/dev/null || :
+	rmdir "$DESTDIR$lib" "$DESTDIR$PREFIX/share/doc/hearth" 2>/dev/null || :
 	reload
 	# A package that came after ours found its unit's name taken, and so did
 	# not enable it.
