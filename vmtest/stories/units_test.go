@@ -2,6 +2,8 @@ package stories
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -159,6 +161,51 @@ func (p *product) units() {
 			t.Errorf("run0 ended with %d: %s", code, l.Transcript())
 		}
 		p.becomes("ann", "inactive")
+	})
+
+	p.t.(*testing.T).Run("homectl without a terminal", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		const plain = "asked: Please enter password for user ann: \n" + ourID
+		try := func(answers []string, code int, wantAsked, wantErr, script string) {
+			t.Helper()
+			began := time.Now()
+			asked, r := p.answering(answers, script)
+			if asked != strings.TrimSuffix(wantAsked, "\n") || r.Code != code || !strings.Contains(r.Stderr, wantErr) {
+				t.Errorf("%s\nasked:\n%s\n%s", script, asked, r)
+			}
+			if took := time.Since(began); took > 40*time.Second {
+				t.Errorf("%s took %v", script, took)
+			}
+		}
+		const authenticate = "homectl authenticate ann </dev/null"
+		try([]string{"+wrong", "+" + password}, 0, plain+plain, "waiting up to 60 s for a password agent", authenticate)
+		try([]string{"-"}, 1, plain, "Failed to acquire password: Operation canceled", authenticate)
+		try(nil, 1, "", "No password was given for user ann.", "homectl --no-ask-password authenticate ann </dev/null")
+		try(nil, 1, "", "No password was given for user ann.", "PASSWORD=wrong "+authenticate)
+		try(nil, 0, "", "", "systemd-run -q --wait --pipe -p SetCredential=home.password:"+password+" /usr/local/bin/"+authenticate)
+		// What her programs left in her keyring opens her own home.
+		try(nil, 0, "", "", `setpriv --reuid=ann --regid=ann --clear-groups keyctl session - sh -c 'keyctl link @u @s; printf %s `+password+` | keyctl padd user home-password @u >/dev/null; `+authenticate+`'`)
+	})
+
+	p.t.(*testing.T).Run("stacks by hand", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		text, err := os.ReadFile(filepath.Join(tree, "docs/pam.md"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, prompts := range map[string]int{"recommended": 1, "manual": 2} {
+			_, rest, _ := strings.Cut(string(text), "```pam "+name+"\n")
+			stack, _, ok := strings.Cut(rest, "```")
+			if !ok {
+				t.Fatalf("docs/pam.md has no stack %q", name)
+			}
+			p.Put("/etc/pam.d/"+name, []byte(stack), 0o644)
+			r := p.Sh("yes '" + password + "' | timeout 100 pamtester " + name + " ann authenticate acct_mgmt open_session close_session 2>&1")
+			if r.Code != 0 || strings.Count(r.Stdout, "Password: ") != prompts {
+				t.Errorf("%s: %s", name, r)
+			}
+			p.becomes("ann", "inactive")
+		}
 	})
 
 	p.t.(*testing.T).Run("a screen locker of hers", func(t *testing.T) {
