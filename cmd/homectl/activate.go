@@ -20,11 +20,14 @@ func (c *command) eachWithSecrets(ctx context.Context, users []string, call func
 		return err
 	}
 	for _, u := range users {
-		k, e := harvest()
+		k, e := c.harvest(ctx, u)
 		if e == nil {
 			e = c.slow(ctx, u, k, func(ctx context.Context, section *secret.Bytes) error {
 				return call(client, ctx, u, section)
 			})
+		}
+		if e == nil {
+			c.remember(ctx, k, u)
 		}
 		k.close()
 		if e != nil {

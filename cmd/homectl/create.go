@@ -81,16 +81,16 @@ func runCreate(c *command, ctx context.Context, args []string) error {
 			k.add(p)
 		}
 	case len(hashes) > 0:
-		p, err := steal("PASSWORD")
+		p, err := c.steal("PASSWORD")
 		if err == nil && p == nil {
-			p, err = c.prompt("password", fmt.Sprintf("Please enter password for user %s:", name), name)
+			p, err = c.prompt(ctx, "password", fmt.Sprintf("Please enter password for user %s:", name), name)
 		}
 		if err != nil {
 			return err
 		}
 		k.add(p)
 	default:
-		if err := c.choosePassword(record, name, k); err != nil {
+		if err := c.choosePassword(ctx, record, name, k); err != nil {
 			return err
 		}
 	}
@@ -143,7 +143,7 @@ func (c *command) createHome(ctx context.Context, client *home1.Client, record m
 		c.info("(Use --enforce-password-policy=no to turn off password quality checks for this account.)")
 		k.close()
 		k.passwords = nil
-		if err := c.choosePassword(record, name, k); err != nil {
+		if err := c.choosePassword(ctx, record, name, k); err != nil {
 			return err
 		}
 	}
@@ -151,8 +151,8 @@ func (c *command) createHome(ctx context.Context, client *home1.Client, record m
 
 // choosePassword asks for a new password and puts its hash into the record, as
 // the only one.
-func (c *command) choosePassword(record map[string]any, name string, k *keyring) error {
-	p, err := c.newPassword(name)
+func (c *command) choosePassword(ctx context.Context, record map[string]any, name string, k *keyring) error {
+	p, err := c.newPassword(ctx, name)
 	if err != nil {
 		return err
 	}

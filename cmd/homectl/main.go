@@ -55,10 +55,14 @@ type command struct {
 	json     string // "", "pretty", "short", "off"
 	export   string // "", "stripped", "minimal"
 	legend   bool
-	ask      bool // may ask on the terminal
+	ask      bool // may ask
 	offline  bool
 	seize    bool
 	recovery recovery
+
+	// passed: the caller brought a secret along. Without a terminal nobody is
+	// then asked for a better one: a script is to hear at once that it is wrong.
+	passed bool
 
 	client *home1.Client
 }

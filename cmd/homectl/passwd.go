@@ -23,14 +23,14 @@ func runPasswd(c *command, ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	old, err := harvest()
+	old, err := c.harvest(ctx, user)
 	if err != nil {
 		return err
 	}
 	defer old.close()
 	if len(old.passwords) == 0 && c.interactive() {
 		// Whoever cannot say it would choose a new one for nothing.
-		if err := c.askInto(old, "password", "Please enter current password for user %s:", user); err != nil {
+		if err := c.askInto(ctx, old, "password", "Please enter current password for user %s:", user); err != nil {
 			return err
 		}
 	}
@@ -47,7 +47,7 @@ func runPasswd(c *command, ctx context.Context, args []string) error {
 // changePassword asks for the new password and sets it. weak is why the daemon
 // does not like that one.
 func (c *command) changePassword(ctx context.Context, client *home1.Client, user string, old *keyring) (weak, err error) {
-	p, err := c.newPassword(user)
+	p, err := c.newPassword(ctx, user)
 	if err != nil {
 		return nil, err
 	}

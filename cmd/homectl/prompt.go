@@ -1,17 +1,21 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"hearth/internal/secret"
+	"hearth/pamhome/askpassword"
 )
 
 // A look is how questions appear on this terminal.
@@ -51,10 +55,34 @@ func speaksUTF8(getenv func(string) string) bool {
 	return false
 }
 
-// prompt asks on the controlling terminal; what is typed shows as bullets.
-func (c *command) prompt(what, text, user string) (*secret.Bytes, error) {
-	if !c.ask || !term.IsTerminal(int(c.in.Fd())) {
-		return nil, usagef("No password was given for user %s. There is no terminal to ask on: set $PASSWORD (for a new password $NEWPASSWORD), or run this on one.", user)
+// answerWait is how long a password agent has to answer: whether there is one
+// cannot be found out.
+const answerWait = time.Minute
+
+// prompt asks on the controlling terminal; what is typed shows as bullets. Where
+// there is none it asks the password agents.
+func (c *command) prompt(ctx context.Context, what, text, user string) (*secret.Bytes, error) {
+	none := usagef("No password was given for user %s. There is no terminal to ask on: set $PASSWORD (for a new password $NEWPASSWORD), or run this on one.", user)
+	if !c.ask {
+		return nil, none
+	}
+	if !term.IsTerminal(int(c.in.Fd())) {
+		dir := askpassword.SystemDir
+		if os.Geteuid() != 0 {
+			dir = askpassword.UserDir(os.Getenv("XDG_RUNTIME_DIR"))
+		}
+		if dir == "" || c.passed {
+			return nil, none
+		}
+		c.notice("There is no terminal: waiting up to %d s for a password agent. See systemd-tty-ask-password-agent(1).", int(answerWait.Seconds()))
+		p, err := fromAgents(ctx, dir, printable(text)+" ", user)
+		switch {
+		case errors.Is(err, askpassword.ErrDeclined):
+			return nil, usagef("Failed to acquire %s: %s", what, reason(errCancelled))
+		case err != nil:
+			return nil, none
+		}
+		return p, nil
 	}
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -67,6 +95,19 @@ func (c *command) prompt(what, text, user string) (*secret.Bytes, error) {
 		return nil, usagef("Failed to acquire %s: %s", what, reason(err))
 	}
 	return p, nil
+}
+
+// fromAgents puts one question; of several answers the first counts.
+func fromAgents(ctx context.Context, dir, text, user string) (*secret.Bytes, error) {
+	// A command that is interrupted takes its question along.
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	list, err := askpassword.Ask(ctx, dir, askpassword.Request{Message: text, Icon: "user-home", ID: "home:" + user, Limit: answerWait})
+	if err != nil {
+		return nil, err
+	}
+	secret.CloseAll(list[1:])
+	return list[0], nil
 }
 
 // errCancelled reads, through reason, as the system words ECANCELED.

@@ -131,7 +131,7 @@ func (c *command) updateWithRecovery(ctx context.Context, client *home1.Client, 
 		defer key.Close()
 		record["lastPasswordChangeUSec"] = record["lastChangeUSec"]
 	}
-	if err := c.askAll(record, user, k); err != nil {
+	if err := c.askAll(ctx, record, user, k); err != nil {
 		return err
 	}
 	update := func(record map[string]any) error { return c.updateHome(ctx, client, user, record, k) }
@@ -182,7 +182,7 @@ func (c *command) putBack(user string, former map[string]any, what string, why e
 
 // askAll asks for every password of the record: the keyslots are made anew, one
 // for each.
-func (c *command) askAll(record map[string]any, user string, k *keyring) error {
+func (c *command) askAll(ctx context.Context, record map[string]any, user string, k *keyring) error {
 	priv, _ := record["privileged"].(map[string]any)
 	hashes, _ := priv["hashedPassword"].([]any)
 	for _, h := range hashes {
@@ -198,7 +198,7 @@ func (c *command) askAll(record map[string]any, user string, k *keyring) error {
 			if len(k.passwords) > 0 {
 				c.notice("Password incorrect or not sufficient, please try again.")
 			}
-			if err := c.askInto(k, "password", "Please enter password for user %s:", user); err != nil {
+			if err := c.askInto(ctx, k, "password", "Please enter password for user %s:", user); err != nil {
 				return err
 			}
 		}

@@ -21,7 +21,7 @@ func runResize(c *command, ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	k, err := harvest()
+	k, err := c.harvest(ctx, args[0])
 	if err != nil {
 		return err
 	}

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
+	"hearth/pamhome/askpassword"
 	"hearth/records"
 	"hearth/records/quality"
 )
@@ -49,7 +51,7 @@ func (k *keyring) section() (*secret.Bytes, error) {
 
 // steal takes a password out of the environment, so that neither a second
 // question nor a child sees it. Nil if there is none.
-func steal(variable string) (*secret.Bytes, error) {
+func (c *command) steal(variable string) (*secret.Bytes, error) {
 	value, ok := os.LookupEnv(variable)
 	if !ok {
 		return nil, nil
@@ -57,17 +59,78 @@ func steal(variable string) (*secret.Bytes, error) {
 	if err := os.Unsetenv(variable); err != nil {
 		return nil, err
 	}
+	c.passed = true
 	return secret.Take([]byte(value))
 }
 
-// harvest collects what the caller passed without being asked.
-func harvest() (*keyring, error) {
+// harvest collects what the caller passed without being asked: the environment,
+// else a credential of the unit that runs us, else what this user's programs
+// left in the keyring, if the home is the caller's own.
+func (c *command) harvest(ctx context.Context, user string) (*keyring, error) {
 	k := &keyring{}
-	p, err := steal("PASSWORD")
-	if err == nil && p != nil {
-		k.add(p)
+	// The recovery key first: what is added last is tried first.
+	for _, item := range []struct{ variable, credential, key string }{
+		{"", "home.recovery-key", "home-recovery-key"}, {"PASSWORD", "home.password", "home-password"},
+	} {
+		if item.variable != "" {
+			p, err := c.steal(item.variable)
+			if err != nil {
+				return k, err
+			}
+			if p != nil {
+				k.add(p)
+				continue
+			}
+		}
+		list, err := c.credential(item.credential)
+		if err == nil && len(list) == 0 && c.own(ctx, user) {
+			// No keyring is no password.
+			list, _ = askpassword.Cached(item.key)
+		}
+		if err != nil {
+			return k, err
+		}
+		for _, p := range slices.Backward(list) {
+			k.add(p)
+		}
 	}
-	return k, err
+	return k, nil
+}
+
+// credential reads one of the unit that runs us.
+func (c *command) credential(name string) ([]*secret.Bytes, error) {
+	list, err := askpassword.Credential(os.Getenv("CREDENTIALS_DIRECTORY"), name)
+	if err != nil {
+		return nil, usagef("Failed to open credentials directory: %s", reason(err))
+	}
+	c.passed = c.passed || len(list) > 0
+	return list, nil
+}
+
+// own reports whether a home is that of the user who runs us. (The system's own
+// look-up cannot be used: this program is linked without NSS.)
+func (c *command) own(ctx context.Context, user string) bool {
+	if os.Getuid() == 0 {
+		return false
+	}
+	client, err := c.bus(ctx)
+	if err != nil {
+		return false
+	}
+	h, err := client.GetHomeByName(ctx, user)
+	return err == nil && int(h.UID) == os.Getuid()
+}
+
+// remember leaves the password that opened the caller's own home in the
+// keyring, if the caller says for how long: a password that nobody asked to
+// keep stays nowhere.
+func (c *command) remember(ctx context.Context, k *keyring, user string) {
+	keep, err := parseSpan(os.Getenv("SYSTEMD_ASK_PASSWORD_KEYRING_TIMEOUT_SEC"))
+	if err != nil || keep == 0 || len(k.passwords) == 0 || !c.own(ctx, user) {
+		return
+	}
+	// Without a keyring the next command asks again, no more.
+	_ = askpassword.Remember("home-password", k.passwords[0], time.Duration(min(keep, 1<<40))*time.Microsecond)
 }
 
 // slow carries out a call that needs secrets: on each complaint of the daemon
@@ -94,14 +157,14 @@ func (c *command) slow(ctx context.Context, user string, k *keyring, call func(c
 			if len(k.passwords) > 0 {
 				c.notice("Password incorrect or not sufficient, please try again.")
 			}
-			if err := c.askInto(k, "password", "Please enter password for user %s:", user); err != nil {
+			if err := c.askInto(ctx, k, "password", "Please enter password for user %s:", user); err != nil {
 				return err
 			}
 		case fault.BadRecoveryKey:
 			if len(k.passwords) > 0 {
 				c.notice("Recovery key incorrect or not sufficient, please try again.")
 			}
-			if err := c.askInto(k, "recovery keys", "Please enter recovery key for user %s:", user); err != nil {
+			if err := c.askInto(ctx, k, "recovery keys", "Please enter recovery key for user %s:", user); err != nil {
 				return err
 			}
 		case fault.BadPasswordAndNoToken:
@@ -110,7 +173,7 @@ func (c *command) slow(ctx context.Context, user string, k *keyring, call func(c
 			} else {
 				c.notice("Security token not inserted, please enter password.")
 			}
-			if err := c.askInto(k, "password", "Please enter password for user %s:", user); err != nil {
+			if err := c.askInto(ctx, k, "password", "Please enter password for user %s:", user); err != nil {
 				return err
 			}
 		case fault.TokenPinLocked:
@@ -123,8 +186,8 @@ func (c *command) slow(ctx context.Context, user string, k *keyring, call func(c
 	}
 }
 
-func (c *command) askInto(k *keyring, what, prompt, user string) error {
-	p, err := c.prompt(what, fmt.Sprintf(prompt, user), user)
+func (c *command) askInto(ctx context.Context, k *keyring, what, prompt, user string) error {
+	p, err := c.prompt(ctx, what, fmt.Sprintf(prompt, user), user)
 	if err != nil {
 		return err
 	}
@@ -134,17 +197,25 @@ func (c *command) askInto(k *keyring, what, prompt, user string) error {
 
 // newPassword asks twice, at most four times over, and says when the answer is
 // easy to guess. $NEWPASSWORD answers instead.
-func (c *command) newPassword(user string) (*secret.Bytes, error) {
-	p, err := steal("NEWPASSWORD")
+func (c *command) newPassword(ctx context.Context, user string) (*secret.Bytes, error) {
+	p, err := c.steal("NEWPASSWORD")
 	if err != nil || p != nil {
 		return p, err
 	}
+	list, err := c.credential("home.new-password")
+	if err != nil {
+		return nil, err
+	}
+	if len(list) > 0 {
+		secret.CloseAll(list[1:])
+		return list[0], nil
+	}
 	for range 4 {
-		first, err := c.prompt("password", fmt.Sprintf("Please enter new password for user %s:", user), user)
+		first, err := c.prompt(ctx, "password", fmt.Sprintf("Please enter new password for user %s:", user), user)
 		if err != nil {
 			return nil, err
 		}
-		second, err := c.prompt("password", fmt.Sprintf("Please enter new password for user %s (repeat):", user), user)
+		second, err := c.prompt(ctx, "password", fmt.Sprintf("Please enter new password for user %s (repeat):", user), user)
 		if err != nil {
 			first.Close()
 			return nil, err

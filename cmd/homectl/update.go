@@ -66,7 +66,7 @@ func runUpdate(c *command, ctx context.Context, args []string) error {
 		return err
 	}
 	defer closeBlobs(c.blobs)
-	k, err := harvest()
+	k, err := c.harvest(ctx, user)
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ func runWith(c *command, ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	k, err := harvest()
+	k, err := c.harvest(ctx, user)
 	defer k.close()
 	if err != nil {
 		return err
