@@ -32,7 +32,7 @@ func (c *call) readOptions() {
 		_, value, _ := strings.Cut(arg, "=")
 		switch {
 		case strings.HasPrefix(arg, "suspend="):
-			if b, ok := parseBool(value); ok {
+			if b, ok := session.ParseBool(value); ok {
 				c.suspend = b
 			} else {
 				c.log(logWarning, "Failed to parse suspend= argument, ignoring: %s", value)
@@ -40,13 +40,13 @@ func (c *call) readOptions() {
 		case arg == "debug":
 			c.options.debug = true
 		case strings.HasPrefix(arg, "debug="):
-			if b, ok := parseBool(value); ok {
+			if b, ok := session.ParseBool(value); ok {
 				c.options.debug = b
 			} else {
 				c.log(logWarning, "Failed to parse debug= argument, ignoring: %s", value)
 			}
 		case strings.HasPrefix(arg, "ask-password="):
-			if b, ok := parseBool(value); ok {
+			if b, ok := session.ParseBool(value); ok {
 				c.agentsOff = !b
 			} else {
 				c.agentServices = append(c.agentServices, strings.Split(value, ",")...)
@@ -86,19 +86,9 @@ func (c *call) capabilities(before *session.Capabilities, value string) *session
 }
 
 func (c *call) envSuspend(value string) {
-	if b, ok := parseBool(value); ok {
+	if b, ok := session.ParseBool(value); ok {
 		c.suspend = b
 	} else {
 		c.log(logWarning, "Failed to parse $SYSTEMD_HOME_SUSPEND, ignoring: %s", value)
 	}
-}
-
-func parseBool(s string) (value, ok bool) {
-	switch strings.ToLower(s) {
-	case "1", "yes", "y", "true", "t", "on":
-		return true, true
-	case "0", "no", "n", "false", "f", "off":
-		return false, true
-	}
-	return false, false
 }

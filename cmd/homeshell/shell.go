@@ -46,7 +46,7 @@ func (s *shell) upgrade(setClass func() error) error {
 	if !ok {
 		return nil
 	}
-	incomplete, valid := parseBool(value)
+	incomplete, valid := session.ParseBool(value)
 	if !valid {
 		return notify("Failed to parse $XDG_SESSION_INCOMPLETE: %s", value)
 	}
@@ -123,16 +123,6 @@ func (s *shell) enterArea() {
 	if os.MkdirAll(dir+suffix, 0o755) == nil {
 		s.set("XDG_RUNTIME_DIR", dir+suffix)
 	}
-}
-
-func parseBool(s string) (value, ok bool) {
-	switch strings.ToLower(s) {
-	case "1", "yes", "y", "true", "t", "on":
-		return true, true
-	case "0", "no", "n", "false", "f", "off":
-		return false, true
-	}
-	return false, false
 }
 
 // fallbackShells are the names of shells like this one: ours and systemd's.

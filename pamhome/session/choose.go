@@ -124,7 +124,7 @@ func Choose(in Input, server func(display string) uint32) Choice {
 		c.Class = classFor(c.Type, c.Area, in.User)
 	}
 	if v := in.Env("XDG_SESSION_INCOMPLETE"); v != "" {
-		switch incomplete, ok := parseBool(v); {
+		switch incomplete, ok := ParseBool(v); {
 		case !ok:
 			c.warn("Failed to parse $XDG_SESSION_INCOMPLETE, ignoring: %s", v)
 		case incomplete && c.Class == "user":
@@ -217,7 +217,8 @@ func localHost(name string) bool {
 		strings.HasSuffix(name, ".localhost") || strings.HasSuffix(name, ".localhost.localdomain")
 }
 
-func parseBool(s string) (value, ok bool) {
+// ParseBool reads a boolean as systemd spells them.
+func ParseBool(s string) (value, ok bool) {
 	switch strings.ToLower(s) {
 	case "1", "yes", "y", "true", "t", "on":
 		return true, true
