@@ -219,7 +219,8 @@ func TestSuites(t *testing.T) {
 				t.Skipf("systemd is %d, no longer %d", v, want)
 			}
 			g.MustSh("test -x /usr/lib/systemd/systemd-homed; homectl list --no-legend; command -v pamtester expect jq strace cryptsetup mkfs.btrfs mkfs.xfs sshd xz")
-			if got := g.MustSh("systemctl --failed --no-legend --plain"); got != "" {
+			// A guest has no screen: its getty there gives up sooner or later.
+			if got := g.MustSh("systemctl --failed --no-legend --plain | grep -v '^getty@tty1' || :"); got != "" {
 				t.Errorf("failed units:\n%s", got)
 			}
 		})

@@ -346,7 +346,7 @@ func (p *product) recovery() {
 	opens(first, true)
 
 	// Nothing changes where a password is missing or wrong, or offline.
-	for _, args := range []string{"PASSWORD=wrong homectl update rae --recovery-key=yes", "homectl update rae --recovery-key=yes", "homectl update rae --offline --recovery-key=yes"} {
+	for _, args := range []string{"PASSWORD=wrong homectl update rae --recovery-key=yes", "homectl update rae --no-ask-password --recovery-key=yes", "homectl update rae --offline --recovery-key=yes"} {
 		if r := p.Sh("timeout 60 env " + args + " </dev/null"); r.Code != 1 || r.Stdout != "" {
 			t.Errorf("%s: %v", args, r)
 		}
@@ -385,7 +385,7 @@ func (p *product) recovery() {
 	}
 
 	// While it is open, what is no secret changes without one.
-	if r := p.Sh(atMost + "homectl update rae --real-name=R </dev/null"); r.Code != 1 || !strings.Contains(r.Stderr, "No password was given") {
+	if r := p.Sh(atMost + "homectl update rae --no-ask-password --real-name=R </dev/null"); r.Code != 1 || !strings.Contains(r.Stderr, "No password was given") {
 		t.Errorf("on a closed home: %v", r)
 	}
 	p.ok("activate rae")
@@ -394,7 +394,7 @@ func (p *product) recovery() {
 	}
 	p.MustSh("grep -q 'Ms. Rae' /home/rae/.identity")
 	p.MustSh("systemctl restart homed")
-	if r := p.Sh(atMost + "homectl update rae --real-name=R </dev/null"); r.Code != 1 || !strings.Contains(r.Stderr, "No password was given") {
+	if r := p.Sh(atMost + "homectl update rae --no-ask-password --real-name=R </dev/null"); r.Code != 1 || !strings.Contains(r.Stderr, "No password was given") {
 		t.Errorf("without the key in the service: %v", r)
 	}
 	p.MustSh(atMost + "homectl deactivate rae && " + atMost + "homectl remove rae")
