@@ -388,6 +388,7 @@ func Backing(number int) (string, error) {
 // Attached is what the kernel tells of an attached device.
 type Attached struct {
 	Number            int
+	Major, Minor      uint32
 	Offset, SizeLimit int64
 	DirectIO          bool
 }
@@ -414,9 +415,12 @@ func Attachments(path string) ([]Attached, error) {
 			return nil, err
 		}
 		var info *unix.LoopInfo64
+		var st unix.Stat_t
 		err = onFD(node, func(fd int) (err error) {
-			info, err = unix.IoctlLoopGetStatus64(fd)
-			return err
+			if info, err = unix.IoctlLoopGetStatus64(fd); err != nil {
+				return err
+			}
+			return unix.Fstat(fd, &st)
 		})
 		_ = node.Close()
 		if errors.Is(err, unix.ENXIO) {
@@ -425,6 +429,7 @@ func Attachments(path string) ([]Attached, error) {
 		if err != nil {
 			return nil, fmt.Errorf("look at loop%d: %w", a.Number, err)
 		}
+		a.Major, a.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
 		a.Offset, a.SizeLimit = int64(info.Offset), int64(info.Sizelimit)
 		a.DirectIO = info.Flags&unix.LO_FLAGS_DIRECT_IO != 0
 		list = append(list, a)

@@ -172,7 +172,13 @@ func (h *Header) open(d io.ReaderAt, k *keyslot, passphrase *secret.Bytes) (*sec
 	}
 	material := make([]byte, materialSize(k.keySize))
 	defer clear(material)
-	if err := readFull(d, material, k.offset); err != nil {
+	release, err := lock(d, false)
+	if err != nil {
+		return nil, err
+	}
+	err = readFull(d, material, k.offset)
+	release()
+	if err != nil {
 		return nil, fault.New(fault.IOError, fmt.Sprintf("read keyslot %d", k.id), err)
 	}
 	c.crypt(material, false)
@@ -266,15 +272,15 @@ func (h *Header) AddKeyslot(d Device, volumeKey, passphrase *secret.Bytes, p PBK
 	if err != nil {
 		return -1, err
 	}
-	if err := h.prepare(d); err != nil {
-		return -1, err
-	}
-	// The area before the metadata that refers to it: until that is written,
-	// it is garbage in a free place.
-	if err := writeSync(d, material, k.offset); err != nil {
-		return -1, fault.New(fault.IOError, fmt.Sprintf("write keyslot %d", id), err)
-	}
-	if err := h.commit(d, doc); err != nil {
+	err = h.rewrite(d, func() error {
+		// The area before the metadata that refers to it: until that is written,
+		// it is garbage in a free place.
+		if err := writeSync(d, material, k.offset); err != nil {
+			return fault.New(fault.IOError, fmt.Sprintf("write keyslot %d", id), err)
+		}
+		return h.commit(d, doc)
+	})
+	if err != nil {
 		return -1, err
 	}
 	return id, nil
@@ -387,23 +393,22 @@ func (h *Header) RemoveKeyslot(d Device, n int) error {
 	if err != nil {
 		return err
 	}
-	if err := h.prepare(d); err != nil {
-		return err
-	}
-	noise := make([]byte, min(k.size, 1<<20))
-	for at := int64(0); at < k.size; at += int64(len(noise)) {
-		noise = noise[:min(int64(len(noise)), k.size-at)]
-		if _, err := io.ReadFull(h.rand, noise); err != nil {
-			return fmt.Errorf("draw random bytes: %w", err)
+	return h.rewrite(d, func() error {
+		noise := make([]byte, min(k.size, 1<<20))
+		for at := int64(0); at < k.size; at += int64(len(noise)) {
+			noise = noise[:min(int64(len(noise)), k.size-at)]
+			if _, err := io.ReadFull(h.rand, noise); err != nil {
+				return fmt.Errorf("draw random bytes: %w", err)
+			}
+			if _, err := d.WriteAt(noise, k.offset+at); err != nil {
+				return fault.New(fault.IOError, op, err)
+			}
 		}
-		if _, err := d.WriteAt(noise, k.offset+at); err != nil {
+		if err := d.Sync(); err != nil {
 			return fault.New(fault.IOError, op, err)
 		}
-	}
-	if err := d.Sync(); err != nil {
-		return fault.New(fault.IOError, op, err)
-	}
-	return h.commit(d, doc)
+		return h.commit(d, doc)
+	})
 }
 
 // docWithoutKeyslot drops keyslot n and every mention of it. Every digest and

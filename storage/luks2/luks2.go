@@ -1,8 +1,8 @@
 // Package luks2 reads and writes the LUKS2 headers of home areas: both header
 // copies, keyslots, digests, and the token in which a home carries its user
 // record. It knows bytes only and works over io.ReaderAt and io.WriterAt. It
-// leaves to its callers where those bytes are, who else may touch them meanwhile
-// (the locks of cryptsetup), the payload, and what the record in the token means.
+// leaves to its callers where those bytes are, how others are kept away from them
+// meanwhile (see Locker), the payload, and what the record in the token means.
 package luks2
 
 import (
@@ -22,6 +22,25 @@ type Device interface {
 	io.ReaderAt
 	io.WriterAt
 	Sync() error
+}
+
+// A Locker is what is read or written and that others may write, too. Read and
+// Unlock take its lock shared, each write takes it alone and then looks whether
+// the header is still the one it was read from. No derivation happens meanwhile.
+type Locker interface {
+	// Lock waits for the lock, which release gives back.
+	Lock(exclusive bool) (release func(), err error)
+}
+
+// lock takes the lock of d, where it has one.
+func lock(d any, exclusive bool) (release func(), err error) {
+	if l, ok := d.(Locker); ok {
+		if release, err = l.Lock(exclusive); err != nil {
+			return nil, fmt.Errorf("lock LUKS2 header: %w", err)
+		}
+		return release, nil
+	}
+	return func() {}, nil
 }
 
 // Copy names one of the two header copies.

@@ -20,12 +20,17 @@ type found struct {
 
 // Read reads the header of the container that starts at offset 0 of d and has
 // size bytes. It uses the copy that is valid and newer, and writes nothing;
-// Damaged then says which copy Repair would rewrite. The caller keeps others
-// from writing meanwhile. Faults: NotAnImage if there is no LUKS2 container,
+// Damaged then says which copy Repair would rewrite. Others are kept from
+// writing meanwhile by d itself, see Locker, or the caller. Faults: NotAnImage if there is no LUKS2 container,
 // Inconsistent if there is one without a valid copy, NotSupported if it needs
 // what this package cannot do, IOError.
 func Read(d io.ReaderAt, size int64) (*Header, error) {
 	const op = "read LUKS2 header"
+	release, err := lock(d, false)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	p, perr := readCopy(d, size, 0, 0)
 	if fault.Is(perr, fault.IOError) {
 		return nil, perr

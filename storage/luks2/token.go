@@ -123,10 +123,7 @@ func (h *Header) SetHomedToken(d Device, volumeKey *secret.Bytes, record []byte)
 		{"record", quote(base64.StdEncoding.EncodeToString(sealed))},
 		{"iv", encoded(iv[:])},
 	}.text())
-	if err := h.prepare(d); err != nil {
-		return err
-	}
-	return h.commit(d, h.meta.doc.with("tokens", tokens.text()))
+	return h.rewrite(d, func() error { return h.commit(d, h.meta.doc.with("tokens", tokens.text())) })
 }
 
 var errPadding = errors.New("the record does not decrypt")

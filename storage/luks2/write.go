@@ -198,8 +198,21 @@ func (h *Header) Repair(d Device) error {
 	if h.Damaged == Neither {
 		return nil
 	}
+	release, err := lock(d, true)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return h.repair(d)
+}
+
+// repair is Repair under the lock.
+func (h *Header) repair(d Device) error {
 	if err := h.unchanged(d); err != nil {
 		return err
+	}
+	if h.Damaged == Neither {
+		return nil
 	}
 	i := int(h.Damaged - Primary)
 	h.salts[i] = nil
@@ -227,12 +240,18 @@ func (h *Header) unchanged(d io.ReaderAt) error {
 	return nil
 }
 
-// prepare leaves two good copies on d, which are those of h.
-func (h *Header) prepare(d Device) error {
-	if err := h.unchanged(d); err != nil {
+// rewrite makes a write of the header alone with d: it leaves two good copies
+// there, which are those of h, and then calls write.
+func (h *Header) rewrite(d Device, write func() error) error {
+	release, err := lock(d, true)
+	if err != nil {
 		return err
 	}
-	return h.Repair(d)
+	defer release()
+	if err := h.repair(d); err != nil {
+		return err
+	}
+	return write()
 }
 
 // commit writes doc as the new metadata. While one copy is being written the
