@@ -22,7 +22,7 @@ func runAdopt(c *command, ctx context.Context, args []string) error {
 		}
 		// The service leaves a home alone whose name is taken, without a word.
 		name := adoptedName(path)
-		if at := imagePath(ctx, client, name); at == "" {
+		if at := c.imagePath(ctx, client, name); at == "" {
 			c.warn("'%s' was not adopted: there is an account of the name %s already.", path, name)
 		} else if at != filepath.Clean(path) {
 			c.warn("'%s' was not adopted: the home of user %s is at '%s'.", path, name, at)

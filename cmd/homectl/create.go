@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,7 +41,7 @@ func runCreate(c *command, ctx context.Context, args []string) error {
 	if name == "" {
 		return usagef("User name field missing, refusing.")
 	}
-	mid, err := machineID()
+	mid, err := c.machineID()
 	if err != nil {
 		return err
 	}
@@ -58,6 +59,10 @@ func runCreate(c *command, ctx context.Context, args []string) error {
 		if _, ok := record[field]; !ok {
 			record[field] = value
 		}
+	}
+
+	if err := c.checkRecord(nil, record); err != nil {
+		return err
 	}
 
 	k := &keyring{}
@@ -96,14 +101,24 @@ func runCreate(c *command, ctx context.Context, args []string) error {
 	}
 
 	c.warnOfWeak(record, name, k)
-	client, err := c.bus(ctx)
-	if err != nil {
-		return err
-	}
 	if c.blobs, err = c.newBlobs(record); err != nil {
 		return err
 	}
 	defer closeBlobs(c.blobs)
+	if c.dry != inEarnest {
+		if c.recovery.want {
+			if k.recovery, err = c.enrolRecovery(record, rand.Reader); err != nil {
+				return err
+			}
+			defer k.recovery.Close()
+			c.recovery.file = ""
+		}
+		return c.wouldSend(name, nil, record, k)
+	}
+	client, err := c.bus(ctx)
+	if err != nil {
+		return err
+	}
 	return c.createWithRecovery(ctx, client, record, name, k)
 }
 
@@ -161,7 +176,7 @@ func (c *command) choosePassword(ctx context.Context, record map[string]any, nam
 		return usagef("An empty password protects nothing, refusing.")
 	}
 	k.add(p)
-	hash, err := records.HashPassword(p, rand.Reader)
+	hash, err := c.hash(p, rand.Reader)
 	if err != nil {
 		return fmt.Errorf("hash password: %w", err)
 	}
@@ -221,8 +236,10 @@ func (c *command) readIdentity() (map[string]any, *secret.Bytes, error) {
 	// Everything but the secrets must be a record before a general decoder
 	// touches it: the decoder would drop the second of two equal keys.
 	if _, err := records.Parse(rest, records.ClientCreate); err != nil {
-		section.Close()
-		return nil, nil, noIdentity(err)
+		if _, e := records.Parse(named(rest), records.ClientCreate); e != nil {
+			section.Close()
+			return nil, nil, noIdentity(err)
+		}
 	}
 	dec := json.NewDecoder(bytes.NewReader(rest))
 	dec.UseNumber()
@@ -232,6 +249,61 @@ func (c *command) readIdentity() (map[string]any, *secret.Bytes, error) {
 		return nil, nil, noIdentity(err)
 	}
 	return record, section, nil
+}
+
+// named gives a name to a record without one: the command line may have it.
+func named(text []byte) []byte {
+	text = bytes.TrimSpace(text)
+	if len(text) < 2 || text[0] != '{' {
+		return nil
+	}
+	inner := bytes.TrimSpace(text[1:])
+	out := []byte(`{"userName":"x"`)
+	if inner[0] != '}' {
+		out = append(out, ',')
+	}
+	return append(out, inner...)
+}
+
+// checkRecord finds what the daemon would refuse before anybody is asked for a
+// password, and names the field. What former (nil: none) has wrong already is
+// not the caller's doing.
+func (c *command) checkRecord(former, record map[string]any) error {
+	mid, err := c.machineID()
+	if err != nil {
+		return err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	wrong := func(m map[string]any) ([]string, error) {
+		text, err := encode(m)
+		if err != nil {
+			return nil, err
+		}
+		r, err := records.Parse(text, records.ClientReply)
+		if err != nil {
+			return nil, usagef("%s", fault.Public(err))
+		}
+		return r.Ignored(records.Machine{ID: mid, Hostname: host}), nil
+	}
+	now, err := wrong(record)
+	if err != nil || len(now) == 0 {
+		return err
+	}
+	var before []string
+	if former != nil {
+		if before, err = wrong(former); err != nil {
+			return err
+		}
+	}
+	for _, w := range now {
+		if !slices.Contains(before, w) {
+			return usagef("The record would not be valid: field %s.", w)
+		}
+	}
+	return nil
 }
 
 // noIdentity words what is wrong with an identity, with its place if the parser

@@ -60,7 +60,7 @@ func (c *command) inspectOne(ctx context.Context, client *home1.Client, arg stri
 		fmt.Fprintf(c.out, "%s", show.JSON(r))
 		return nil
 	}
-	mid, err := machineID()
+	mid, err := c.machineID()
 	if err != nil {
 		return err
 	}

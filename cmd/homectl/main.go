@@ -20,6 +20,8 @@ import (
 
 	"hearth/homed/home1"
 	"hearth/internal/fault"
+	"hearth/internal/secret"
+	"hearth/records"
 )
 
 func main() {
@@ -34,6 +36,8 @@ func main() {
 		assembly: newAssembly(),
 		legend:   true,
 		ask:      true,
+		machine:  "/etc/machine-id",
+		hash:     records.HashPassword,
 	}
 	c.colour = colours(c.out, c.err)
 	os.Exit(c.run(context.Background(), os.Args[1:]))
@@ -46,6 +50,10 @@ type command struct {
 	out, err *os.File
 	colour   bool
 
+	// machine is the path of the file with this machine's ID.
+	machine string
+	// hash makes the crypt(3) hash of a new password.
+	hash     func(p *secret.Bytes, random io.Reader) (string, error)
 	assembly *assembly
 	// blobs are the files that go along with the record; nil: none do.
 	blobs map[string]*os.File
@@ -58,6 +66,7 @@ type command struct {
 	ask      bool // may ask
 	offline  bool
 	seize    bool
+	dry      rehearsal
 	recovery recovery
 
 	// passed: the caller brought a secret along. Without a terminal nobody is
@@ -122,6 +131,9 @@ func (c *command) dispatch(ctx context.Context, args []string) error {
 		}
 		if v.max >= 0 && len(args) > v.max {
 			return usagef("Too many arguments.")
+		}
+		if err := c.rehearsing(name); err != nil {
+			return err
 		}
 		defer c.polkitAgent(name)()
 		return v.run(c, ctx, args)
@@ -236,11 +248,11 @@ func caller() (string, error) {
 }
 
 // machineID returns this machine's ID, 32 hexadecimal digits.
-func machineID() (string, error) {
-	text, err := os.ReadFile("/etc/machine-id")
+func (c *command) machineID() (string, error) {
+	text, err := os.ReadFile(c.machine)
 	id := strings.TrimSpace(string(text))
 	if err != nil || len(id) != 32 {
-		return "", usagef("Failed to read the machine ID: /etc/machine-id is missing or not valid. See systemd-machine-id-setup(1).")
+		return "", usagef("Failed to read the machine ID: %s is missing or not valid. See systemd-machine-id-setup(1).", c.machine)
 	}
 	return id, nil
 }

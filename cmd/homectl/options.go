@@ -38,10 +38,14 @@ func allOptions() []option {
 		{name: "no-legend", help: "Leave out table headers and footers", group: generalOptions, apply: func(c *command, _ string, _ bool) error { c.legend = false; return nil }},
 		{name: "no-ask-password", help: "Ask nothing: no password, no polkit dialogue", group: generalOptions, apply: func(c *command, _ string, _ bool) error { c.ask = false; return nil }},
 		{name: "offline", help: "Change the record alone, not the storage", group: generalOptions, apply: func(c *command, _ string, _ bool) error { c.offline = true; return nil }},
+		{name: "dry-run", help: "create, update: show what would be sent, change nothing", group: generalOptions, apply: func(c *command, _ string, _ bool) error { c.dry = rehearse; return nil }},
 		{name: "host", short: 'H', argument: requiredArgument, metavar: "[USER@]HOST", apply: notYet("host")},
 		{name: "machine", short: 'M', argument: requiredArgument, metavar: "CONTAINER", apply: func(_ *command, arg string, _ bool) error {
 			if arg == ".host" || arg == "root@.host" {
 				return nil
+			}
+			if name := arg[strings.LastIndexByte(arg, '@')+1:]; !hostName.MatchString(name) {
+				return usagef("Invalid --machine= specified: %s", arg)
 			}
 			return usagef("Option --machine is not available yet.")
 		}},

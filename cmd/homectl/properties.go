@@ -128,7 +128,9 @@ func setNames(a *assembly, p *property, arg string) error {
 		}
 	}
 	b := a.target(p)
-	b[p.field] = sorted(names(b[p.field], arg, ","))
+	if list := names(b[p.field], arg, ","); len(list) > 0 {
+		b[p.field] = sorted(list)
+	}
 	return nil
 }
 
@@ -296,6 +298,37 @@ func setRlimit(a *assembly, _ *property, arg string) error {
 	return nil
 }
 
+// setCapabilities adds to the set that earlier options made or, after a ~,
+// takes away from it.
+func setCapabilities(a *assembly, p *property, arg string) error {
+	rest, invert := strings.CutPrefix(arg, "~")
+	given, unknown := records.ParseCapabilities(strings.Fields(rest))
+	if len(unknown) > 0 {
+		return usagef("Invalid capabilities in capability string '%s'.", arg)
+	}
+	b := a.target(p)
+	var before []string
+	former, collected := b[p.field].([]any)
+	for _, name := range former {
+		before = append(before, name.(string))
+	}
+	set, _ := records.ParseCapabilities(before)
+	switch {
+	case !invert:
+		set |= given
+	case collected:
+		set &^= given
+	default:
+		set = records.AllCapabilities &^ given
+	}
+	list := []any{}
+	for _, name := range set.Names() {
+		list = append(list, name)
+	}
+	b[p.field] = list
+	return nil
+}
+
 // refuse is the answer to an option whose feature is not built yet.
 func refuse(_ *assembly, p *property, _ string) error {
 	return usagef("Option --%s is not available yet.", p.name)
@@ -329,8 +362,8 @@ var properties = []property{
 	}},
 	{name: "uid", short: 'u', metavar: "UID", help: "Numeric user ID, chosen by the daemon by default", field: "uid", value: func(_ *property, arg string) (any, error) { return anyOf(parseUID(arg)) }},
 	{name: "member-of", short: 'G', alias: "groups", metavar: "GROUP", help: "More groups, comma separated", field: "memberOf", matchable: true, set: setNames},
-	{name: "capability-bounding-set", metavar: "CAPS", help: "Capabilities the user can have at most (not yet)", field: "capabilityBoundingSet", set: refuse},
-	{name: "capability-ambient-set", metavar: "CAPS", help: "Capabilities a session starts with (not yet)", field: "capabilityAmbientSet", set: refuse},
+	{name: "capability-bounding-set", metavar: "CAPS", help: "Capabilities the user can have at most", field: "capabilityBoundingSet", matchable: true, set: setCapabilities},
+	{name: "capability-ambient-set", metavar: "CAPS", help: "Capabilities a session starts with", field: "capabilityAmbientSet", matchable: true, set: setCapabilities},
 	{name: "access-mode", metavar: "MODE", help: "Permissions of the home directory, octal", field: "accessMode", value: mode},
 	{name: "umask", metavar: "MODE", help: "File mode mask of sessions, octal", field: "umask", matchable: true, value: func(p *property, arg string) (any, error) {
 		n, err := parseMode(arg)

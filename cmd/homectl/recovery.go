@@ -50,7 +50,7 @@ func (r recovery) check() error {
 
 // enrolRecovery draws a recovery key, which the caller closes, and puts its hash
 // into the record.
-func enrolRecovery(record map[string]any, random io.Reader) (*secret.Bytes, error) {
+func (c *command) enrolRecovery(record map[string]any, random io.Reader) (*secret.Bytes, error) {
 	raw, err := secret.New(32)
 	if err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func enrolRecovery(record map[string]any, random io.Reader) (*secret.Bytes, erro
 	if err != nil {
 		return nil, fmt.Errorf("draw recovery key: %w", err)
 	}
-	hash, err := records.HashPassword(key, random)
+	hash, err := c.hash(key, random)
 	if err != nil {
 		key.Close()
 		return nil, fmt.Errorf("hash recovery key: %w", err)
@@ -97,7 +97,7 @@ func (c *command) createWithRecovery(ctx context.Context, client *home1.Client, 
 	if !c.recovery.want {
 		return c.createHome(ctx, client, record, name, k)
 	}
-	key, err := enrolRecovery(record, rand.Reader)
+	key, err := c.enrolRecovery(record, rand.Reader)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (c *command) updateWithRecovery(ctx context.Context, client *home1.Client, 
 	var key *secret.Bytes
 	if c.recovery.want {
 		var err error
-		if key, err = enrolRecovery(record, rand.Reader); err != nil {
+		if key, err = c.enrolRecovery(record, rand.Reader); err != nil {
 			return err
 		}
 		defer key.Close()

@@ -23,7 +23,7 @@ func TestEnrolRecovery(t *testing.T) {
 	if hasRecovery(record) {
 		t.Error("the former key is still listed")
 	}
-	key, err := enrolRecovery(record, rand.Reader)
+	key, err := (&command{hash: records.HashPassword}).enrolRecovery(record, rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}

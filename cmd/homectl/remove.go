@@ -10,7 +10,7 @@ import (
 
 func runRemove(c *command, ctx context.Context, args []string) error {
 	return c.each(ctx, args, "Failed to remove home", func(ctx context.Context, client *home1.Client, user string) error {
-		path := imagePath(ctx, client, user)
+		path := c.imagePath(ctx, client, user)
 		if err := client.RemoveHome(ctx, user); err != nil {
 			return err
 		}
@@ -22,7 +22,7 @@ func runRemove(c *command, ctx context.Context, args []string) error {
 }
 
 // imagePath is where this machine has a home's storage; empty if nobody says.
-func imagePath(ctx context.Context, client *home1.Client, user string) string {
+func (c *command) imagePath(ctx context.Context, client *home1.Client, user string) string {
 	text, _, err := client.GetUserRecordByName(ctx, user)
 	if err != nil {
 		return ""
@@ -31,7 +31,7 @@ func imagePath(ctx context.Context, client *home1.Client, user string) string {
 	if err != nil {
 		return ""
 	}
-	mid, err := machineID()
+	mid, err := c.machineID()
 	if err != nil {
 		return ""
 	}

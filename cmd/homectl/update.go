@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"time"
 
@@ -52,7 +53,7 @@ func runUpdate(c *command, ctx context.Context, args []string) error {
 			return err
 		}
 	}
-	mid, err := machineID()
+	mid, err := c.machineID()
 	if err != nil {
 		return err
 	}
@@ -60,6 +61,9 @@ func runUpdate(c *command, ctx context.Context, args []string) error {
 		return err
 	}
 	if err := timestamp(record, uint64(time.Now().UnixMicro()), whole); err != nil {
+		return err
+	}
+	if err := c.checkRecord(former, record); err != nil {
 		return err
 	}
 	if c.blobs, err = c.changedBlobs(record, user); err != nil {
@@ -73,6 +77,9 @@ func runUpdate(c *command, ctx context.Context, args []string) error {
 	defer k.close()
 	if err := k.addSection(section); err != nil {
 		return err
+	}
+	if c.dry != inEarnest {
+		return c.wouldUpdate(ctx, client, user, former, record, k)
 	}
 	if resizes {
 		c.info("Updating home directory.")
@@ -105,6 +112,24 @@ func (c *command) updateHome(ctx context.Context, client *home1.Client, user str
 	return c.slow(ctx, user, k, func(ctx context.Context, section *secret.Bytes) error {
 		return client.UpdateHome(ctx, user, text, section, c.blobs, c.offline)
 	})
+}
+
+// wouldUpdate tells what runUpdate would send.
+func (c *command) wouldUpdate(ctx context.Context, client *home1.Client, user string, former, record map[string]any, k *keyring) error {
+	var err error
+	if former == nil {
+		if former, err = c.currentRecord(ctx, client, user); err != nil {
+			return err
+		}
+	}
+	if c.recovery.want {
+		if k.recovery, err = c.enrolRecovery(record, rand.Reader); err != nil {
+			return err
+		}
+		defer k.recovery.Close()
+		c.recovery.file = ""
+	}
+	return c.wouldSend(user, former, record, k)
 }
 
 // updatedUser is whose record is changed: the argument's, the identity's, or

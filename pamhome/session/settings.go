@@ -77,7 +77,7 @@ func (s *Settings) capabilities(v records.View, o Options, service string, seat 
 		if list == nil {
 			return unset
 		}
-		set, unknown := ParseCapabilities(list)
+		set, unknown := records.ParseCapabilities(list)
 		for _, name := range unknown {
 			s.warn("Unknown capability '%s' in user record, ignoring.", name)
 		}

@@ -370,11 +370,12 @@ func (w *writer) limits() {
 		w.line("Bound. Caps", "%s", capabilities(c))
 	}
 	if c := w.v.Login.CapabilityAmbient; c != nil {
-		// What the bounding set lacks cannot be had.
+		set, _ := records.ParseCapabilities(c)
 		if b := w.v.Login.CapabilityBounding; b != nil {
-			c = slices.DeleteFunc(slices.Clone(c), func(n string) bool { return !slices.Contains(b, n) })
+			bound, _ := records.ParseCapabilities(b)
+			set &= bound // what the bounding set lacks cannot be had
 		}
-		w.line("Ambient Caps", "%s", strings.Join(inOrder(c), " "))
+		w.line("Ambient Caps", "%s", strings.Join(set.Names(), " "))
 	}
 }
 
