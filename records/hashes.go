@@ -1,6 +1,7 @@
 package records
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -75,7 +76,8 @@ func CheckHash(stored string, p *secret.Bytes) (bool, error) {
 // goroutine.
 type HashCache struct {
 	known []known
-	runs  int // evaluations, for tests
+	runs  int             // evaluations, for tests
+	stop  <-chan struct{} // may be nil
 }
 
 type known struct {
@@ -87,6 +89,36 @@ type known struct {
 // NewHashCache returns an empty cache.
 func NewHashCache() *HashCache { return &HashCache{} }
 
+// StopOn makes evaluations give up, with fault.Timeout, once stop is closed.
+// What is known by then remains known.
+func (c *HashCache) StopOn(stop <-chan struct{}) { c.stop = stop }
+
+// evaluate is CheckHash that can be stopped. Nothing can interrupt the function
+// itself: it then goes on by itself, with a copy of the password of its own.
+func (c *HashCache) evaluate(stored string, p *secret.Bytes) (bool, error) {
+	if c.stop == nil {
+		return CheckHash(stored, p)
+	}
+	own, err := p.Clone()
+	if err != nil {
+		return false, err
+	}
+	var ok bool
+	done := make(chan error, 1)
+	go func() {
+		defer own.Close()
+		var err error
+		ok, err = CheckHash(stored, own)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return ok, err
+	case <-c.stop:
+		return false, fault.New(fault.Timeout, "check password", errors.New("asked to stop"))
+	}
+}
+
 func (c *HashCache) check(stored string, p *secret.Bytes) (bool, error) {
 	for _, k := range c.known {
 		if k.hash == stored && k.p.Equal(p) {
@@ -94,7 +126,7 @@ func (c *HashCache) check(stored string, p *secret.Bytes) (bool, error) {
 		}
 	}
 	c.runs++
-	ok, err := CheckHash(stored, p)
+	ok, err := c.evaluate(stored, p)
 	if err == nil {
 		c.known = append(c.known, known{stored, p, ok})
 	}

@@ -317,3 +317,29 @@ func FuzzHash(f *testing.F) {
 		}
 	})
 }
+
+// TestHashStops: an evaluation that is stopped is no verdict; what is known
+// stays known.
+func TestHashStops(t *testing.T) {
+	const quick = "$5$saltstring$5B8vYYiY.CVt1RlTTf8KbXBH3hsxY/GNooZaBBGWEc5"
+	dear := "$6$rounds=1000000$saltstring$" + strings.Repeat("x", 86)
+	right := sec(t, "Hello world!")
+	stop := make(chan struct{})
+	s := &Secrets{Passwords: []*secret.Bytes{right}}
+	s.StopOn(stop)
+	if ok, err := s.cache.check(quick, right); !ok || err != nil {
+		t.Fatalf("before: %v, %v", ok, err)
+	}
+	close(stop)
+	for range 2 {
+		if ok, err := s.cache.check(dear, right); ok || !fault.Is(err, fault.Timeout) {
+			t.Errorf("stopped: %v, %v", ok, err)
+		}
+	}
+	if ok, err := s.cache.check(quick, right); !ok || err != nil {
+		t.Errorf("known: %v, %v", ok, err)
+	}
+	if s.cache.runs != 3 {
+		t.Errorf("%d evaluations", s.cache.runs)
+	}
+}

@@ -254,6 +254,15 @@ func secretTexts(in []byte) ([]*secret.Bytes, error) {
 	return out, nil
 }
 
+// StopOn makes evaluations of hashes give up, with fault.Timeout, once stop is
+// closed.
+func (s *Secrets) StopOn(stop <-chan struct{}) {
+	if s.cache == nil {
+		s.cache = NewHashCache()
+	}
+	s.cache.StopOn(stop)
+}
+
 // Close wipes everything. It may be called twice and on nil.
 func (s *Secrets) Close() {
 	if s == nil {

@@ -137,6 +137,9 @@ func Run(ctx context.Context, h Host, verb string, subject records.Subject, s *r
 		return nil, fault.Newf(fault.NotSupported, "start "+verb, "The operation %q is not built yet.", verb)
 	}
 	f.hashes = records.NewHashCache()
+	// Each may take some ten seconds, and nobody waits for the verdict any more.
+	f.hashes.StopOn(ctx.Done())
+	f.secrets.StopOn(ctx.Done())
 	name := subject.Record().UserName()
 	if err := f.locate(backends); err != nil {
 		return nil, fault.For(name, err)

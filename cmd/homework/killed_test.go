@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -195,4 +197,64 @@ func TestTerminated(t *testing.T) {
 	}
 	settled(t, w)
 	w.Must(t, storage.Activate, password)
+}
+
+// TestTerminatedHash: nor does it first finish the evaluation of a password
+// hash, or of the next one.
+func TestTerminatedHash(t *testing.T) {
+	// Four times the dearest that is taken, some ten seconds each.
+	slow := "$6$rounds=10000000$saltsaltsaltsal%d$" + strings.Repeat("x", 86)
+	var hashes []string
+	for i := range 4 {
+		hashes = append(hashes, fmt.Sprintf(slow, i))
+	}
+	for _, kind := range []string{"directory", "luks"} {
+		t.Run(kind, func(t *testing.T) {
+			w := worldOf(t, kind)
+			w.Must(t, storage.Create, password)
+			former := w.Record
+			for _, verb := range []string{storage.Activate, storage.Inspect} {
+				r := w.With(t, map[string]any{"lastChangeUSec": 3000, "privileged": map[string]any{"hashedPassword": hashes}})
+				p := startWith(t, w, verb, r, password)
+				busy(t, 200*time.Millisecond)
+				asked := time.Now()
+				p.Cancel()
+				if err := finish(t, w, p, func(string) {}); !fault.Is(err, fault.Timeout) {
+					t.Errorf("%s: the worker ended with %v", verb, err)
+				}
+				took := time.Since(asked)
+				t.Logf("%s: it took %v", verb, took)
+				if took > 5*time.Second {
+					t.Errorf("%s: it took %v", verb, took)
+				}
+				settled(t, w)
+				w.Idle(t)
+			}
+			w.Record = former
+			w.Must(t, storage.Activate, password)
+			w.Must(t, storage.Deactivate, "")
+		})
+	}
+}
+
+// busy waits until the worker has spent some processor time.
+func busy(t *testing.T, least time.Duration) {
+	t.Helper()
+	for {
+		pid := workerPID(t)
+		if pid == 0 {
+			t.Fatal("the worker has ended")
+		}
+		f := stat(pid)
+		if len(f) > 11 {
+			ticks, err := strconv.Atoi(f[11]) // utime, in hundredths of a second
+			if err != nil {
+				t.Fatal(err)
+			}
+			if time.Duration(ticks)*10*time.Millisecond >= least {
+				return
+			}
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }

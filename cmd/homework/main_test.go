@@ -19,7 +19,6 @@ import (
 	"hearth/records"
 	"hearth/storage"
 	"hearth/storage/dm"
-	"hearth/storage/luks"
 	"hearth/storage/mounts"
 	"hearth/storage/storagetest"
 )
@@ -123,20 +122,33 @@ func run(t *testing.T, w *storagetest.World, verb, pw string) error {
 	return finish(t, w, start(t, w, verb, pw), func(string) {})
 }
 
-func world(t *testing.T) *storagetest.World {
-	testenv.Need(t, "root", "loop", "dm-crypt", "ext4", "mkfs.ext4")
-	return storagetest.New(t, storagetest.Kind{
-		Storage: "luks", Backend: luks.Backend{}, Image: true,
-		Remains: func(user string) []string {
+func world(t *testing.T) *storagetest.World { return worldOf(t, "luks") }
+
+// worldOf is a world with a home of the kind of storage.
+func worldOf(t *testing.T, kind string) *storagetest.World {
+	t.Helper()
+	k := storagetest.Kind{Storage: kind, Backend: backends[kind], Fields: map[string]any{}}
+	switch kind {
+	case "luks":
+		testenv.Need(t, "root", "loop", "dm-crypt", "ext4", "mkfs.ext4")
+		k.Image = true
+		k.Remains = func(user string) []string {
 			if dm.Exists("home-" + user) {
 				return []string{"mapped device"}
 			}
 			return nil
-		},
-		Fields: map[string]any{
+		}
+		k.Fields = map[string]any{
 			"fileSystemType": "ext4", "diskSize": 50 << 20, "luksPbkdfType": "pbkdf2", "luksPbkdfForceIterations": 1000,
-		},
-	})
+		}
+	case "directory":
+		testenv.Need(t, "root", "loop", "mount", "ext4", "mkfs.ext4")
+		k.FileSystem = "ext4"
+	case "subvolume":
+		testenv.Need(t, "root", "loop", "mount", "btrfs", "mkfs.btrfs")
+		k.FileSystem = "btrfs"
+	}
+	return storagetest.New(t, k)
 }
 
 func TestWorker(t *testing.T) {
@@ -290,8 +302,20 @@ func stages(t *testing.T, w *storagetest.World, verb string) []string {
 	return list
 }
 
-// kill kills the worker, which is our only child of that name.
+// kill kills the worker.
 func kill(t *testing.T) {
+	t.Helper()
+	if pid := workerPID(t); pid != 0 {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			t.Error(err)
+		}
+	}
+}
+
+// workerPID finds the worker, which is our only child of that name; 0 if there
+// is none.
+func workerPID(t *testing.T) int {
+	t.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
@@ -303,33 +327,28 @@ func kill(t *testing.T) {
 		}
 		name, _, _ := strings.Cut(string(line), "\x00")
 		pid, _ := strconv.Atoi(filepath.Base(d))
-		if filepath.Base(name) == "homework" && parent(pid) == os.Getpid() {
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				t.Error(err)
-			}
+		// The parent is the second word behind the name.
+		if f := stat(pid); filepath.Base(name) == "homework" && len(f) > 1 && f[1] == strconv.Itoa(os.Getpid()) {
+			return pid
 		}
 	}
+	return 0
 }
 
-func parent(pid int) int {
+// stat returns what the kernel says of a process, from its state on.
+func stat(pid int) []string {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0
+		return nil
 	}
 	// The name in parentheses may hold anything; the rest is words.
-	_, rest, _ := strings.Cut(string(data[strings.LastIndexByte(string(data), ')')+1:]), " ")
-	f := strings.Fields(rest)
-	if len(f) < 2 {
-		return 0
-	}
-	n, _ := strconv.Atoi(f[1])
-	return n
+	return strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
 }
 
 // settled waits until the kernel has taken down what the dead worker held.
 func settled(t *testing.T, w *storagetest.World) {
 	t.Helper()
-	name := "home-" + w.Record.UserName()
+	name := "home-" + w.User
 	for range 100 {
 		if !dm.Exists(name) && len(testenv.LoopsBelow(w.Root)) == 0 && len(testenv.MountsBelow(w.Root)) == 0 {
 			return
