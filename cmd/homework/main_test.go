@@ -28,6 +28,11 @@ const password = "correct horse"
 // The test program is its own worker under the worker's name.
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "homework" {
+		if filepath.Base(filepath.Dir(os.Args[0])) == stepped {
+			if err := askBeforeSteps(); err != nil {
+				panic(err)
+			}
+		}
 		main()
 		return
 	}
@@ -46,11 +51,21 @@ func start(t *testing.T, w *storagetest.World, verb, pw string) *worker.Process 
 // startWith starts a worker as the daemon does.
 func startWith(t *testing.T, w *storagetest.World, verb string, subject *records.Record, passwords ...string) *worker.Process {
 	t.Helper()
+	return startIn(t, "usual", w, verb, subject, passwords...)
+}
+
+// startIn starts a worker whose program is in a folder of that name.
+func startIn(t *testing.T, folder string, w *storagetest.World, verb string, subject *records.Record, passwords ...string) *worker.Process {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	program := filepath.Join(t.TempDir(), "homework")
+	dir := filepath.Join(t.TempDir(), folder)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(dir, "homework")
 	if err := os.Symlink(self, program); err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +142,7 @@ func world(t *testing.T) *storagetest.World { return worldOf(t, "luks") }
 // worldOf is a world with a home of the kind of storage.
 func worldOf(t *testing.T, kind string) *storagetest.World {
 	t.Helper()
-	k := storagetest.Kind{Storage: kind, Backend: backends[kind], Fields: map[string]any{}}
+	k := storagetest.Kind{Storage: kind, Backend: backends[kind]}
 	switch kind {
 	case "luks":
 		testenv.Need(t, "root", "loop", "dm-crypt", "ext4", "mkfs.ext4")
@@ -148,6 +163,11 @@ func worldOf(t *testing.T, kind string) *storagetest.World {
 		testenv.Need(t, "root", "loop", "mount", "btrfs", "mkfs.btrfs")
 		k.FileSystem = "btrfs"
 	}
+	if k.Fields == nil {
+		k.Fields = map[string]any{}
+	}
+	// Of few rounds: hundreds of workers check it.
+	k.Fields["privileged"] = map[string]any{"hashedPassword": []string{"$5$rounds=1000$abcdefgh$ue35C0ITbth1b5zVUjrjm2mMmsmMKiodEeH2UV/Hq10"}}
 	return storagetest.New(t, k)
 }
 

@@ -20,8 +20,8 @@ func need(t *testing.T) {
 	vmtest.Need(t)
 }
 
-// TestCrash cuts the power after every write of every operation, each in a
-// guest of its own.
+// TestCrash cuts the power after every write of every operation, all in one
+// guest.
 func TestCrash(t *testing.T) {
 	need(t)
 	parts := []string{"TestControl"}
@@ -33,15 +33,38 @@ func TestCrash(t *testing.T) {
 			parts = append(parts, "TestOperations/"+fs+"/"+verb)
 		}
 	}
+	var r *room
 	for _, part := range parts {
-		t.Run(part, func(t *testing.T) { room(t, "storage/crashtest", part) })
+		t.Run(part, func(inner *testing.T) {
+			if r == nil {
+				r = enter(t, "storage/crashtest") // for those after this one, too
+				// A replay makes thousands of devices. Each time udev would look at
+				// them, for longer than all the rest takes, and nobody needs what it
+				// finds.
+				r.g.MustSh("systemctl stop systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udevd.service")
+			}
+			r.run(inner, part)
+		})
 	}
 }
 
-// room runs a test of a package in a guest, at length.
-func room(t *testing.T, dir, run string) {
+// TestKilled kills workers before every step of every verb.
+func TestKilled(t *testing.T) {
+	need(t)
+	enter(t, "cmd/homework").run(t, "TestKilledAtEveryStep")
+}
+
+// A room is a package whose tests are in a guest.
+type room struct {
+	g   *vmtest.Guest
+	dir string
+}
+
+const top = "/opt/hearth"
+
+// enter builds the tests of a package and boots a guest that has them.
+func enter(t *testing.T, dir string) *room {
 	t.Helper()
-	const top = "/opt/hearth"
 	bin := filepath.Join(t.TempDir(), "tests")
 	cmd := exec.Command("go", "test", "-c", "-o", bin, "./"+dir)
 	cmd.Dir = "../.."
@@ -54,21 +77,27 @@ func room(t *testing.T, dir, run string) {
 		Memory:  "3G",
 		Disable: []string{"systemd-homed.service", "systemd-homed-activate.service"},
 	})
+	return &room{g, dir}
+}
+
+// run runs a test of the package, at length.
+func (r *room) run(t *testing.T, name string) {
+	t.Helper()
 	const limit = time.Hour
-	r := g.Do(vmtest.Command{
-		Argv:  []string{"./tests", "-test.v", "-test.timeout=55m", "-test.run=^" + strings.ReplaceAll(run, "/", "$/^") + "$"},
-		Dir:   top + "/" + dir,
+	out := r.g.With(t).Do(vmtest.Command{
+		Argv:  []string{"./tests", "-test.v", "-test.timeout=55m", "-test.run=^" + strings.ReplaceAll(name, "/", "$/^") + "$"},
+		Dir:   top + "/" + r.dir,
 		Env:   []string{"HOMED_TEST_STRICT=1", "HEARTH_TEST_LONG=1", "HEARTH_CRASH_SEED=" + os.Getenv("HEARTH_CRASH_SEED"), "HEARTH_CRASH_STATES=" + os.Getenv("HEARTH_CRASH_STATES")},
 		Limit: limit,
 	})
 	results := 0
-	for line := range strings.Lines(r.Stdout) {
+	for line := range strings.Lines(out.Stdout) {
 		if _, text, ok := strings.Cut(line, "RESULT "); ok {
 			t.Log("RESULT " + strings.TrimSpace(text))
 			results++
 		}
 	}
-	if r.Code != 0 || results == 0 {
-		t.Errorf("%s of %s: %v", run, dir, r)
+	if out.Code != 0 || results == 0 {
+		t.Errorf("%s of %s: %v", name, r.dir, out)
 	}
 }
