@@ -256,7 +256,7 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 		slowDown(ctx, err, time.Since(begin))
 	}
 	if result.Reference != nil {
-		c.files = append(c.files, result.Reference)
+		c.done = append(c.done, func() { _ = result.Reference.Close() })
 	}
 	if err != nil {
 		return nil, err

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"strings"
 	"sync"
 
@@ -63,6 +62,11 @@ type server struct {
 	o      Options
 	conn   *conn
 	access *access
+	held   ledger
+	// wide lets a few calls at once list all homes: the answers are long, and a
+	// caller that asks a thousand times at once must not have us make them all
+	// at once.
+	wide chan struct{}
 }
 
 // Serve waits until the manager is ready, takes the name and answers calls
@@ -87,7 +91,7 @@ func Serve(ctx context.Context, o Options) error {
 		return nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &server{o: o}
+	s := &server{o: o, wide: make(chan struct{}, maxWide)}
 	var calls sync.WaitGroup
 	defer calls.Wait()
 	defer cancel()
@@ -123,7 +127,6 @@ func (s *server) read(ctx context.Context, calls *sync.WaitGroup) error {
 	}
 	request := uint32(0)
 	turns := &turns{last: map[string]chan struct{}{}}
-	held := &ledger{}
 	for {
 		m, err := s.conn.read()
 		if errors.Is(err, errMalformed) && m != nil {
@@ -141,7 +144,7 @@ func (s *server) read(ctx context.Context, calls *sync.WaitGroup) error {
 		switch {
 		case m.typ == typeCall:
 			size := len(m.buf)
-			if !held.take(size) {
+			if !s.held.take(size) {
 				s.o.Log.Warn("too many calls wait for an answer", "sender", m.sender, "member", m.member)
 				if m.flags&flagNoReply == 0 {
 					_ = s.conn.refuse(m, fault.LimitsExceeded.BusName(), fault.Public(fault.New(fault.LimitsExceeded, "take call", nil)))
@@ -150,7 +153,7 @@ func (s *server) read(ctx context.Context, calls *sync.WaitGroup) error {
 			}
 			mine, next := turns.take(m.sender)
 			calls.Go(func() {
-				defer held.give(size)
+				defer s.held.give(size)
 				s.serve(ctx, m, mine, next)
 			})
 			continue // the call closes its message
@@ -189,39 +192,127 @@ func (s *server) read(ctx context.Context, calls *sync.WaitGroup) error {
 // ledger bounds what calls that wait for an answer hold. polkit may take
 // minutes, any local user may call, and calls that want no reply are not
 // counted by the bus. Short calls pass until there are very many of them, so
-// that large ones do not keep look-ups and logins out.
+// that large ones do not keep look-ups and logins out. Root apart, one user has
+// a share of it, so that nobody can keep all others waiting.
 type ledger struct {
-	mu    sync.Mutex
+	mu sync.Mutex
+	held
+	users map[uint32]held
+}
+
+// held is what calls hold.
+type held struct {
 	calls int
 	large int // bytes
+	blobs int // calls that brought files
 }
 
 const (
 	maxCalls      = 16384
 	largeCall     = 64 << 10
 	maxLargeCalls = 128 << 20 // bytes; one message of a system bus has up to 32 MiB
+	// maxBlobCalls is how many calls with files one user may have under way,
+	// maxAllBlobCalls how many all have. A file may be one whose reading never
+	// ends, on a file system of the user's own, and each keeps a thread.
+	maxBlobCalls    = 4
+	maxAllBlobCalls = 64
+	// maxWide is how many calls at once may list all homes.
+	maxWide = 4
+	// share is the part of either that one user may hold.
+	share = 4
 )
 
+// add counts a call of that many bytes, unless there are too many: more than
+// one part in parts of what may be held.
+func (h held) add(size, parts int) (held, bool) {
+	if h.calls >= maxCalls/parts || size > largeCall && h.large > maxLargeCalls/parts-size {
+		return h, false
+	}
+	h.calls++
+	if size > largeCall {
+		h.large += size
+	}
+	return h, true
+}
+
+func (h held) less(size int) held {
+	h.calls--
+	if size > largeCall {
+		h.large -= size
+	}
+	return h
+}
+
 // take notes a call of that many bytes, unless there are too many.
-func (l *ledger) take(size int) bool {
+func (l *ledger) take(size int) (ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.calls >= maxCalls || size > largeCall && l.large > maxLargeCalls-size {
+	l.held, ok = l.add(size, 1)
+	return ok
+}
+
+// takeFor notes whose the call is, once that is known.
+func (l *ledger) takeFor(uid uint32, size int) (ok bool) {
+	if uid == 0 {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h, ok := l.users[uid].add(size, share)
+	if ok {
+		if l.users == nil {
+			l.users = map[uint32]held{}
+		}
+		l.users[uid] = h
+	}
+	return ok
+}
+
+// takeBlobs notes that a call of that user brought files.
+func (l *ledger) takeBlobs(uid uint32) bool {
+	if uid == 0 {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := l.users[uid]
+	if h.blobs >= maxBlobCalls || l.blobs >= maxAllBlobCalls {
 		return false
 	}
-	l.calls++
-	if size > largeCall {
-		l.large += size
-	}
+	h.blobs++
+	l.blobs++
+	l.users[uid] = h
 	return true
+}
+
+func (l *ledger) giveBlobs(uid uint32) {
+	if uid == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := l.users[uid]
+	h.blobs--
+	l.blobs--
+	l.users[uid] = h
 }
 
 func (l *ledger) give(size int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.calls--
-	if size > largeCall {
-		l.large -= size
+	l.held = l.less(size)
+}
+
+func (l *ledger) giveFor(uid uint32, size int) {
+	if uid == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h := l.users[uid].less(size); h.calls == 0 {
+		delete(l.users, uid)
+	} else {
+		l.users[uid] = h
 	}
 }
 
@@ -259,8 +350,8 @@ type call struct {
 	uid    uint32
 	// posted lets the next call have its turn.
 	posted func()
-	// files to close once the reply is written.
-	files []*os.File
+	// done is called once the reply is written, the last first.
+	done []func()
 	// user is the home concerned, for texts.
 	user string
 }
@@ -272,8 +363,8 @@ func (s *server) serve(ctx context.Context, m *message, turn <-chan struct{}, ne
 	defer next()
 	body, err := s.answer(ctx, c, turn)
 	defer func() {
-		for _, f := range c.files {
-			_ = f.Close()
+		for i := len(c.done) - 1; i >= 0; i-- {
+			c.done[i]()
 		}
 	}()
 	if ctx.Err() != nil {
@@ -301,6 +392,11 @@ func (s *server) answer(ctx context.Context, c *call, turn <-chan struct{}) ([]a
 		return nil, err
 	}
 	c.uid = uid
+	size := len(m.buf)
+	if !s.held.takeFor(uid, size) {
+		return nil, fault.New(fault.LimitsExceeded, "take call", fmt.Errorf("UID %d has too many", uid))
+	}
+	c.done = append(c.done, func() { s.held.giveFor(uid, size) })
 	if turn != nil {
 		select {
 		case <-turn:
@@ -329,6 +425,20 @@ func (s *server) answer(ctx context.Context, c *call, turn <-chan struct{}) ([]a
 	}
 	if c.args, err = m.arguments(); err != nil {
 		return nil, fault.New(fault.InvalidArgs, "decode arguments", err)
+	}
+	if len(m.fds) > 0 {
+		if !s.held.takeBlobs(uid) {
+			return nil, fault.New(fault.LimitsExceeded, "take call", fmt.Errorf("UID %d has too many with files", uid))
+		}
+		c.done = append(c.done, func() { s.held.giveBlobs(uid) })
+	}
+	if method.Name == "ListHomes" || method.Name == "GetManagedObjects" || method.Name == "Introspect" {
+		select {
+		case s.wide <- struct{}{}:
+			c.done = append(c.done, func() { <-s.wide })
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	switch iface.Name {
 	case home1.PeerInterface:

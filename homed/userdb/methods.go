@@ -37,18 +37,18 @@ func (s *server) answer(ctx context.Context, uid uint32, r *request) []reply {
 	var out []reply
 	switch r.method {
 	case "io.systemd.UserDatabase.GetUserRecord":
-		out = s.look(ctx, r, "uid", "userName", func(h *manager.Info) []any {
+		out = s.look(ctx, r, "uid", "userName", func(h *manager.Info) any {
 			masked, incomplete := h.Record.Mask(uid == 0 || uid == h.UID)
-			return []any{struct {
+			return struct {
 				Record     json.RawMessage `json:"record"`
 				Incomplete bool            `json:"incomplete"`
-			}{masked.Compact(), incomplete}}
+			}{masked.Compact(), incomplete}
 		})
 	case "io.systemd.UserDatabase.GetGroupRecord":
-		out = s.look(ctx, r, "gid", "groupName", func(h *manager.Info) []any {
-			return []any{struct {
+		out = s.look(ctx, r, "gid", "groupName", func(h *manager.Info) any {
+			return struct {
 				Record json.RawMessage `json:"record"`
-			}{records.Group(h.Subject, s.o.Machine)}}
+			}{records.Group(h.Subject, s.o.Machine)}
 		})
 	case "io.systemd.UserDatabase.GetMemberships":
 		out = s.memberships(ctx, r)
@@ -247,7 +247,7 @@ func (s *server) all(ctx context.Context) ([]manager.Info, []reply) {
 
 // look answers GetUserRecord and GetGroupRecord, which differ in the names of
 // their parameters and in what they show.
-func (s *server) look(ctx context.Context, r *request, id, name string, show func(*manager.Info) []any) []reply {
+func (s *server) look(ctx context.Context, r *request, id, name string, show func(*manager.Info) any) []reply {
 	q, refusal := s.read(r, id, name, name)
 	if refusal != nil {
 		return refusal
@@ -257,15 +257,18 @@ func (s *server) look(ctx context.Context, r *request, id, name string, show fun
 		return refusal
 	}
 	if h != nil {
-		return replies(show(h))
+		return replies([]any{show(h)})
 	}
 	list, refusal := s.all(ctx)
 	if refusal != nil {
 		return refusal
 	}
+	if !r.more && len(list) > 1 {
+		list = list[:1]
+	}
 	var out []any
 	for i := range list {
-		out = append(out, show(&list[i])...)
+		out = append(out, func() any { return show(&list[i]) })
 	}
 	return replies(out)
 }

@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -54,7 +55,15 @@ const (
 	// maxConns and maxConnsPerUID bound the clients, as in the original.
 	maxConns       = 4096
 	maxConnsPerUID = 128
-	// writeTimeout ends a connection whose client stopped reading.
+	// spare are the connections that are left for root when others have all
+	// that they may have.
+	spare = 256
+	// maxWide is how many enumerations one user may have under way at once; what
+	// is more waits. Each holds a list of all homes until its client has read it.
+	maxWide = 4
+	// batch is how much of an enumeration is made before it is sent.
+	batch = 64 << 10
+	// writeTimeout ends a connection whose client does not read an answer.
 	writeTimeout = 30 * time.Second
 )
 
@@ -62,9 +71,15 @@ type server struct {
 	o       Options
 	service string
 
-	mu     sync.Mutex
-	conns  map[*net.UnixConn]bool
-	perUID map[uint32]int
+	mu    sync.Mutex
+	conns map[*net.UnixConn]bool
+	users map[uint32]*user
+}
+
+// user is a uid that has connections.
+type user struct {
+	conns int
+	wide  chan struct{} // holds an item for each enumeration under way
 }
 
 // Serve waits until the manager is ready, listens and answers until ctx ends,
@@ -77,7 +92,7 @@ func Serve(ctx context.Context, o Options) error {
 	if o.Level == nil {
 		o.Level = new(slog.LevelVar)
 	}
-	s := &server{o: o, service: filepath.Base(o.Socket), conns: map[*net.UnixConn]bool{}, perUID: map[uint32]int{}}
+	s := &server{o: o, service: filepath.Base(o.Socket), conns: map[*net.UnixConn]bool{}, users: map[uint32]*user{}}
 	select {
 	case <-o.Manager.Ready():
 	case <-ctx.Done():
@@ -186,24 +201,11 @@ func (s *server) client(ctx context.Context, c *net.UnixConn) {
 		s.o.Log.Warn("the peer of a user look-up is unknown", "error", err)
 		return
 	}
-	s.mu.Lock()
-	refused := ctx.Err() != nil || len(s.conns) >= maxConns || s.perUID[uid] >= maxConnsPerUID
-	if !refused {
-		s.conns[c] = true
-		s.perUID[uid]++
-	}
-	s.mu.Unlock()
-	if refused {
+	u := s.admit(ctx, c, uid)
+	if u == nil {
 		return
 	}
-	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.conns, c)
-		if s.perUID[uid]--; s.perUID[uid] == 0 {
-			delete(s.perUID, uid)
-		}
-	}()
+	defer s.leave(c, uid)
 	in := bufio.NewReaderSize(c, 4096)
 	for {
 		text, err := readFrame(in)
@@ -214,14 +216,57 @@ func (s *server) client(ctx context.Context, c *net.UnixConn) {
 		if err != nil {
 			return // the protocol knows no answer to what is no request
 		}
-		out := s.answer(ctx, uid, req)
-		if ctx.Err() != nil || req.oneway {
-			continue
-		}
-		_ = c.SetWriteDeadline(time.Now().Add(writeTimeout))
-		if err := writeReplies(c, out); err != nil {
+		if err := s.respond(ctx, c, uid, u, req); err != nil {
 			return
 		}
+	}
+}
+
+// respond answers one request.
+func (s *server) respond(ctx context.Context, c *net.UnixConn, uid uint32, u *user, req *request) error {
+	if uid != 0 && req.wide() {
+		select {
+		case u.wide <- struct{}{}:
+			defer func() { <-u.wide }()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	out := s.answer(ctx, uid, req)
+	if ctx.Err() != nil || req.oneway {
+		return ctx.Err()
+	}
+	_ = c.SetWriteDeadline(time.Now().Add(writeTimeout))
+	return writeReplies(c, out)
+}
+
+// admit counts a connection, or returns nil where there are too many.
+func (s *server) admit(ctx context.Context, c *net.UnixConn, uid uint32) *user {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	most := maxConns
+	if uid != 0 {
+		most -= spare
+	}
+	u := s.users[uid]
+	if u == nil {
+		u = &user{wide: make(chan struct{}, maxWide)}
+	}
+	if ctx.Err() != nil || len(s.conns) >= most || u.conns >= maxConnsPerUID {
+		return nil
+	}
+	s.conns[c] = true
+	u.conns++
+	s.users[uid] = u
+	return u
+}
+
+func (s *server) leave(c *net.UnixConn, uid uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+	if s.users[uid].conns--; s.users[uid].conns == 0 {
+		delete(s.users, uid)
 	}
 }
 
@@ -345,25 +390,51 @@ func object(text []byte, member func(key string, d *json.Decoder) error) error {
 	return nil
 }
 
+// wide reports whether the answer may be about all homes.
+func (r *request) wide() bool {
+	if !strings.HasPrefix(r.method, "io.systemd.UserDatabase.") {
+		return false
+	}
+	for _, p := range r.params {
+		switch {
+		case p.name == "uid", p.name == "gid", p.name == "userName":
+			return false
+		case p.name == "groupName" && !strings.HasSuffix(r.method, ".GetMemberships"):
+			return false
+		}
+	}
+	return true
+}
+
 // reply is one answer: parameters, or an error and perhaps its parameters.
+// Parameters of the type func() any are made when they are sent.
 type reply struct {
 	Error      string `json:"error,omitempty"`
 	Parameters any    `json:"parameters,omitempty"`
 	Continues  bool   `json:"continues,omitempty"`
 }
 
+// writeReplies sends the replies to one call, a batch at a time.
 func writeReplies(w io.Writer, out []reply) error {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
-	for i := range out {
-		out[i].Continues = i < len(out)-1
-		if err := e.Encode(&out[i]); err != nil {
+	for i, r := range out {
+		r.Continues = i < len(out)-1
+		if make, ok := r.Parameters.(func() any); ok {
+			r.Parameters = make()
+		}
+		if err := e.Encode(&r); err != nil {
 			return fmt.Errorf("encode reply: %w", err)
 		}
 		b.Truncate(b.Len() - 1) // the line feed
 		b.WriteByte(0)
+		if b.Len() >= batch || !r.Continues {
+			if _, err := w.Write(b.Bytes()); err != nil {
+				return err
+			}
+			b.Reset()
+		}
 	}
-	_, err := w.Write(b.Bytes())
-	return err
+	return nil
 }

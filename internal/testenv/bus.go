@@ -16,8 +16,8 @@ import (
 var BusUsers = []uint32{1500, 60456}
 
 // Bus starts a message bus of the test's own, open to every user, and returns
-// its D-Bus address. It ends with the test. What the daemon prints goes to the
-// test's log when the test fails.
+// its D-Bus address. It hardly limits calls that wait for an answer. It ends with
+// the test. What the daemon prints goes to the test's log when the test fails.
 func Bus(t testing.TB) string {
 	t.Helper()
 	Need(t, "dbus-daemon")
@@ -37,6 +37,7 @@ func Bus(t testing.TB) string {
  <type>session</type>
  <listen>unix:path=%s</listen>
  <auth>EXTERNAL</auth>
+ <limit name="max_replies_per_connection">50000</limit>
  <policy context="default">
   <allow user="*"/>
   <allow own="*"/>
