@@ -21,7 +21,7 @@ long() {
 		sed -n "s/^.*RESULT /$stamp  /p; s/^ *--- FAIL: \([^ ]*\).*/$stamp  \1: FAILED, see ${log//\//\\/}/p" || failed=1
 }
 long ./vmtest/long
-long ./vmtest/stories -run 'TestModules$'
+long ./vmtest/stories -run 'TestModules$|TestChaos$'
 long ./pamhome/shim/shimtest -run 'TestTrueLimits$'
 
 while read -r package target; do

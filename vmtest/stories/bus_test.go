@@ -27,7 +27,7 @@ const (
 func TestBus(t *testing.T) {
 	t.Parallel()
 	vmtest.Need(t)
-	p := install(t, vmtest.Options{Suite: vmtest.Forky, Payload: []vmtest.Item{{Host: holdref(t), Guest: "/usr/local/bin/holdref"}}})
+	p := install(t, vmtest.Options{Suite: vmtest.Forky, Payload: []vmtest.Item{tool(t, "holdref")}})
 	p.enable()
 	for _, s := range []struct {
 		name string
@@ -44,16 +44,16 @@ func TestBus(t *testing.T) {
 	}
 }
 
-// holdref builds the program that holds references.
-func holdref(t testing.TB) string {
+// tool builds a program of vmtest/cmd, for the guest's /usr/local/bin.
+func tool(t testing.TB, name string) vmtest.Item {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "holdref")
-	cmd := exec.Command("go", "build", "-o", program, "../cmd/holdref")
+	program := filepath.Join(t.TempDir(), name)
+	cmd := exec.Command("go", "build", "-o", program, "../cmd/"+name)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build holdref: %v\n%s", err, text)
+		t.Fatalf("build %s: %v\n%s", name, err, text)
 	}
-	return program
+	return vmtest.Item{Host: program, Guest: "/usr/local/bin/" + name}
 }
 
 // call calls a method of the manager with busctl.

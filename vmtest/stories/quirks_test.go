@@ -45,7 +45,7 @@ var quirks = []struct {
 func TestQuirks(t *testing.T) {
 	t.Parallel()
 	vmtest.Need(t)
-	p := install(t, vmtest.Options{Suite: vmtest.Forky, Payload: []vmtest.Item{{Host: holdref(t), Guest: "/usr/local/bin/holdref"}}})
+	p := install(t, vmtest.Options{Suite: vmtest.Forky, Payload: []vmtest.Item{tool(t, "holdref")}})
 	p.enable()
 	p.quirks("o", func(i int) string { return quirks[i].ours })
 	p.MustSh("timeout 120 homectl deactivate-all; systemctl stop homed.service; systemctl disable homed.service; systemctl daemon-reload; systemctl start systemd-homed.service")
