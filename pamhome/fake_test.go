@@ -15,6 +15,7 @@ import (
 	"hearth/internal/fault"
 	"hearth/internal/secret"
 	"hearth/pamhome/frame"
+	"hearth/pamhome/session"
 )
 
 // A login is the login program: it answers prompts from a script, keeps the
@@ -250,7 +251,7 @@ func (l *login) run(op string, flags uint32) frame.Code {
 	s := &frame.Start{
 		Phase: phase, Flags: flags, Args: l.args, User: &user, Service: l.item("service"), TTY: l.item("tty"),
 		Display: l.item("xdisplay"), RHost: l.item("rhost"), Conversation: true,
-		PAMEnv: slices.Clone(l.env), ProcEnv: l.hostEnv, PPID: l.ppid, Bounding: 1<<41 - 1, StdoutTerminal: true,
+		PAMEnv: slices.Clone(l.env), ProcEnv: l.hostEnv, PPID: l.ppid,
 	}
 	if op == "auth" || op == "chau" {
 		s.AuthTok, s.OldAuthTok = l.token(l.authTok), l.token(l.oldTok)
@@ -258,7 +259,7 @@ func (l *login) run(op string, flags uint32) frame.Code {
 	defer s.Close()
 	l.interlock = false
 	got := Run(context.Background(), Hook{
-		Conv: l, Start: s, MachineID: machineID, Hostname: "test", Now: l.now, Agents: l.agents,
+		Conv: l, Start: s, MachineID: machineID, Hostname: "test", Now: l.now, Agents: l.agents, Bounding: session.All,
 		Dial: func(context.Context) (Homes, error) {
 			if l.bus.dial != nil {
 				return nil, l.bus.dial

@@ -9,6 +9,7 @@ import (
 	"hearth/internal/fault"
 	"hearth/internal/secret"
 	"hearth/pamhome/frame"
+	"hearth/pamhome/session"
 	"hearth/records"
 )
 
@@ -59,7 +60,9 @@ type Hook struct {
 	Root string
 	// MachineID and Hostname tell which parts of a record are about us.
 	MachineID, Hostname string
-	Now                 func() time.Time
+	// Bounding is the login process's capability bounding set.
+	Bounding session.Capabilities
+	Now      func() time.Time
 	// Agents are asked where nobody sits in front of the login program.
 	Agents Agents
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/pamhome/frame"
+	"hearth/pamhome/session"
 	"hearth/records"
 )
 
@@ -225,6 +226,20 @@ func ownDirectory(at int, name string, uid, gid uint32) (int, error) {
 		}
 	}
 	return -1, fmt.Errorf("make %s: others make and remove it", name)
+}
+
+// OwnBounding is this process's bounding set, which it has from the one that
+// started it.
+func OwnBounding() session.Capabilities {
+	var set session.Capabilities
+	for n := range uintptr(64) {
+		if in, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, n, 0, 0, 0); err != nil {
+			break // beyond the last of this kernel
+		} else if in == 1 {
+			set |= 1 << n
+		}
+	}
+	return set
 }
 
 func clipName(s string) string { return s[:min(len(s), 200)] }

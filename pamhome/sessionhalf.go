@@ -291,7 +291,7 @@ func (c *call) applySettings(v records.View, seat bool) {
 		service = *c.Start.Service
 	}
 	s := session.From(v, c.session, service, seat, session.Machine{
-		TimeZone: session.Zone, Locale: session.Locale, Kernel: session.Capabilities(c.Start.Bounding),
+		TimeZone: session.Zone, Locale: session.Locale, Kernel: c.Bounding,
 	})
 	for _, w := range s.Warnings {
 		c.log(logWarning, "%s", w)
@@ -320,7 +320,7 @@ func (c *call) applySettings(v records.View, seat bool) {
 
 // mark tells a terminal that knows OSC 3008 where the session begins.
 func (c *call) mark(v records.View, ch session.Choice, id string) {
-	if ch.Type != "tty" || !c.Start.StdoutTerminal || c.harder("TERM") == "dumb" {
+	if ch.Type != "tty" || c.harder("TERM") == "dumb" {
 		return
 	}
 	context := fmt.Sprintf("%016x%016x", c.Now().UnixNano(), uint64(c.Start.PID))

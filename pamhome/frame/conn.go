@@ -40,6 +40,7 @@ const (
 type Value struct {
 	Kind ValueKind
 	Text []byte
+	File *os.File // the terminal, where that was asked for; the caller's to close
 }
 
 // reply is the answer to a request, copied out of the packet.
@@ -60,6 +61,9 @@ type Conn struct {
 	sock *os.File
 	fd   int
 	out  *secret.Bytes
+
+	phase Phase
+	host  int // process id of the login program
 
 	send    sync.Mutex // one packet at a time, and the buffer
 	replies chan reply
@@ -101,6 +105,7 @@ func New(sock *os.File) (*Conn, *Start, error) {
 		c.Close()
 		return nil, nil, fmt.Errorf("read START: %w", err)
 	}
+	c.phase, c.host = s.Phase, int(s.PID)
 	go func() {
 		defer close(c.reader)
 		defer in.Close()
@@ -132,6 +137,9 @@ func (c *Conn) Close() {
 	select {
 	case r := <-c.replies:
 		r.secret.Close()
+		if r.value.File != nil {
+			_ = r.value.File.Close()
+		}
 	default:
 	}
 	c.send.Lock()
@@ -226,7 +234,11 @@ func descriptors(oob []byte) ([]*os.File, error) {
 // answer hands a reply to whoever asked.
 func (c *Conn) answer(p *packet, file *os.File) error {
 	if file != nil {
-		defer func() { _ = file.Close() }()
+		defer func() {
+			if file != nil {
+				_ = file.Close()
+			}
+		}()
 	}
 	c.mu.Lock()
 	due := c.asked
@@ -241,7 +253,9 @@ func (c *Conn) answer(p *packet, file *os.File) error {
 	case TypeAnswer, TypeToken:
 		r.secret, err = takeSecret(p.get(2))
 	case TypeValue:
-		r.value, err = value(p, file)
+		if r.value, err = value(p, file); r.value.File != nil {
+			file = nil
+		}
 	case TypeAck:
 		r.failed = Failed(p.number(2))
 	case TypePasswd:
@@ -260,8 +274,12 @@ func value(p *packet, file *os.File) (Value, error) {
 	switch {
 	case v.Kind > Held:
 		return v, breach("value of kind %d", v.Kind)
-	case v.Kind != Text && (text != nil || file != nil), v.Kind == Text && (text != nil) == (file != nil):
+	case v.Kind != Text && text != nil, v.Kind < Text && file != nil, v.Kind == Mark && file != nil,
+		v.Kind == Text && (text != nil) == (file != nil):
 		return v, breach("value of kind %d with or without text", v.Kind)
+	case v.Kind == Held:
+		v.File = file
+		return v, nil
 	case file != nil:
 		var err error
 		v.Text, err = readMemfd(file)

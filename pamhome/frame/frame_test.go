@@ -5,11 +5,15 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/secret"
@@ -230,14 +234,13 @@ func TestRequests(t *testing.T) {
 		{"store file", func() Code { return c.StoreFile("k", fifo) }, TypeStoreFD, `01 01000000 "k"`, TypeAck, ok, Success, true},
 		{"apply", func() Code {
 			mask, nice, bounding := uint32(0o27), int32(-5), uint64(1)<<40
-			failed, code := c.Apply(Apply{Umask: &mask, Nice: &nice, Limits: []Limit{{7, 10, 20}, {0, 1, 1<<64 - 1}}, Bounding: &bounding})
+			failed, code := c.Apply(Apply{Umask: &mask, Nice: &nice, Bounding: &bounding})
 			if failed != FailedNice|FailedBounding {
 				t.Errorf("failed %d", failed)
 			}
 			return code
-		}, TypeApply, `01 04000000 17000000 02 04000000 fbffffff 03 14000000 07000000 0a00000000000000 1400000000000000
-			03 14000000 00000000 0100000000000000 ffffffffffffffff 05 08000000 0000000000010000`, TypeAck, `01 04000000 04000000 02 04000000 12000000`, SystemErr, false},
-		{"write to the terminal", func() Code { return c.WriteTTY([]byte("a\x00")) }, TypeTTYWrite, `01 02000000 "a" 00`, TypeAck, ok, Success, false},
+		}, TypeApply, `01 04000000 17000000 02 04000000 fbffffff 05 08000000 0000000000010000`,
+			TypeAck, `01 04000000 04000000 02 04000000 12000000`, SystemErr, false},
 		{"look up", func() Code {
 			pw, code := c.Lookup("ann")
 			if pw != (Passwd{60100, 60101, "/h", "/s"}) {
@@ -277,6 +280,85 @@ func TestRequests(t *testing.T) {
 	if p, _ := s.receive(); !bytes.Equal(p, frameOf(t, TypeResult, `01 04000000 06000000`)) {
 		t.Errorf("result: %x", p)
 	}
+}
+
+// TestLimits: limits are those of the process that START names; each is tried
+// although the one before failed.
+func TestLimits(t *testing.T) {
+	child := exec.Command("sleep", "60")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = child.Process.Kill(); _ = child.Wait() }()
+	s, c := started(t)
+	c.host = child.Process.Pid
+	sent := s.answer(frameOf(t, TypeAck, `01 04000000 00000000 02 04000000 00000000`))
+	failed, code := c.Apply(Apply{Limits: []Limit{
+		{unix.RLIMIT_NOFILE, 100, 200}, {99, 1, 1}, {unix.RLIMIT_CPU, 1000, 500}, {unix.RLIMIT_CORE, 7, 1<<64 - 1},
+	}})
+	<-sent
+	if failed != FailedLimit || code != SystemErr {
+		t.Errorf("failed %d: %v", failed, code)
+	}
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/limits", child.Process.Pid))
+	var lines []string
+	for line := range strings.Lines(string(text)) {
+		lines = append(lines, strings.Join(strings.Fields(line), " "))
+	}
+	for _, want := range []string{"Max cpu time 500 500 seconds", "Max open files 100 200 files"} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	// Without the power to raise the hard limit, up to that.
+	var own unix.Rlimit
+	if err := unix.Prlimit(child.Process.Pid, unix.RLIMIT_CORE, nil, &own); err != nil || own.Cur != 7 {
+		t.Errorf("core: %+v, %v", own, err)
+	}
+}
+
+// TestWriteTTY: the terminal is asked for, kept while the session opens, and
+// written to; what is no terminal any more loses the text.
+func TestWriteTTY(t *testing.T) {
+	master, tty, err := pty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = master.Close(); _ = tty.Close() }()
+	const load = `01 0d000000 "hearth-tty-fd"`
+	for _, phase := range []Phase{OpenSession, CloseSession} {
+		s, c := started(t)
+		c.phase = phase
+		got := make(chan Code, 1)
+		go func() { got <- c.WriteTTY([]byte("mark\n")) }()
+		if p, _ := s.receive(); !bytes.Equal(p, frameOf(t, TypeLoad, load)) {
+			t.Errorf("sent %x", p)
+		}
+		s.send(frameOf(t, TypeValue, `01 04000000 00000000 02 01000000 03`), tty)
+		if phase == OpenSession {
+			p, files := s.receive()
+			if !bytes.Equal(p, frameOf(t, TypeStoreFD, load)) || len(files) != 1 {
+				t.Errorf("sent %x with %d descriptors", p, len(files))
+			}
+			for _, f := range files {
+				_ = f.Close()
+			}
+			s.send(frameOf(t, TypeAck, `01 04000000 00000000`))
+		}
+		if code := <-got; code != Success {
+			t.Errorf("phase %d: %v", phase, code)
+		}
+		buf := make([]byte, 64)
+		if n, err := master.Read(buf); err != nil || string(buf[:n]) != "mark\r\n" {
+			t.Errorf("the terminal shows %q, %v", buf[:n], err)
+		}
+	}
+	s, c := started(t)
+	sent := s.answer(frameOf(t, TypeValue, `01 04000000 00000000 02 01000000 00`))
+	if code := c.WriteTTY([]byte("x")); code != Success {
+		t.Error(code)
+	}
+	<-sent
 }
 
 // TestBigValue reads a value that travels beside its packet.

@@ -47,7 +47,6 @@ const (
 	TypeStoreFD  Type = 23
 	TypeDrop     Type = 24
 	TypeApply    Type = 25
-	TypeTTYWrite Type = 26
 	TypeLookup   Type = 27
 	TypeLog      Type = 28
 	TypeResult   Type = 29
@@ -64,8 +63,6 @@ const (
 	kI32                //
 	kU64                //
 	secretK             // text that is wiped and never shown
-	kLimit              // u32 number, u64 soft, u64 hard
-	kBytes              // whatever
 )
 
 func (k kind) size() int {
@@ -78,8 +75,6 @@ func (k kind) size() int {
 		return 4
 	case kU64:
 		return 8
-	case kLimit:
-		return 20
 	}
 	return -1
 }
@@ -100,7 +95,6 @@ var tables = map[Type][]field{
 		{13, kFlag, true, false}, {14, kText, false, true}, {15, kText, false, true},
 		{16, kU32, true, false}, {17, kU32, true, false}, {18, kU32, true, false}, {19, kU32, true, false},
 		{20, kU32, true, false}, {21, kU32, true, false}, {22, kFlag, true, false},
-		{23, kU64, false, false}, {24, kU64, false, false}, {25, kU64, false, false}, {26, kFlag, false, false},
 	},
 	TypeAnswer:   {{1, kI32, true, false}, {2, secretK, false, false}},
 	TypeToken:    {{1, kI32, true, false}, {2, secretK, false, false}},
@@ -117,12 +111,11 @@ var tables = map[Type][]field{
 	TypeStoreFD:  {{1, kText, true, false}},
 	TypeDrop:     {{1, kText, true, false}},
 	TypeApply: {
-		{1, kU32, false, false}, {2, kI32, false, false}, {3, kLimit, false, true}, {4, kU64, false, false}, {5, kU64, false, false},
+		{1, kU32, false, false}, {2, kI32, false, false}, {4, kU64, false, false}, {5, kU64, false, false},
 	},
-	TypeTTYWrite: {{1, kBytes, true, false}},
-	TypeLookup:   {{1, kText, true, false}},
-	TypeLog:      {{1, kU8, true, false}, {2, kText, true, false}},
-	TypeResult:   {{1, kI32, true, false}},
+	TypeLookup: {{1, kText, true, false}},
+	TypeLog:    {{1, kU8, true, false}, {2, kText, true, false}},
+	TypeResult: {{1, kI32, true, false}},
 }
 
 func lookup(t Type, tag uint8) *field {
@@ -181,7 +174,7 @@ func parse(b []byte) (*packet, error) {
 		}
 		if size := f.kind.size(); size >= 0 && size != len(data) {
 			return nil, breach("field %d has %d bytes", tag, len(data))
-		} else if size < 0 && f.kind != kBytes && bytes.IndexByte(data, 0) >= 0 {
+		} else if size < 0 && bytes.IndexByte(data, 0) >= 0 {
 			return nil, breach("field %d holds NUL", tag)
 		}
 		if f.kind == kFlag && data[0] > 1 {
@@ -244,7 +237,7 @@ func (p *packet) dump() string {
 		switch k := lookup(p.typ, f.tag).kind; {
 		case k == secretK:
 			s += fmt.Sprintf(" %d=secret(%d)", f.tag, len(f.data))
-		case k == kText, k == kBytes, k == kLimit:
+		case k == kText:
 			s += fmt.Sprintf(" %d=%q", f.tag, f.data)
 		default:
 			s += fmt.Sprintf(" %d=%d", f.tag, p.number(f.tag))

@@ -46,9 +46,6 @@ type Start struct {
 	PID, PPID              uint32
 	RUID, EUID, RGID, EGID uint32
 	Secure                 bool
-	Bounding, Inheritable  uint64 // capabilities of the calling thread, open only
-	Permitted              uint64
-	StdoutTerminal         bool
 	Host                   *os.File // pidfd of the login program, or nil
 }
 
@@ -84,9 +81,8 @@ func readStart(p *packet, host *os.File) (*Start, error) {
 		Conversation: p.number(13) == 1, PAMEnv: p.texts(14), ProcEnv: p.texts(15),
 		PID: uint32(p.number(16)), PPID: uint32(p.number(17)),
 		RUID: uint32(p.number(18)), EUID: uint32(p.number(19)), RGID: uint32(p.number(20)), EGID: uint32(p.number(21)),
-		Secure:   p.number(22) == 1,
-		Bounding: p.number(23), Inheritable: p.number(24), Permitted: p.number(25), StdoutTerminal: p.number(26) == 1,
-		Host: host,
+		Secure: p.number(22) == 1,
+		Host:   host,
 	}
 	fail := func(err error) (*Start, error) {
 		s.Close()

@@ -4,7 +4,6 @@
  * active and those of the session. One is believed only while its number still
  * is the same file: a forked child may have closed and reused it.
  */
-#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
@@ -18,59 +17,54 @@
 #include "shim.h"
 
 #define SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
-#define LIMIT_MAX 256u
 #define MARK ((void *)UINTPTR_MAX) /* "not ours", as other modules write it */
+#define REFS "hearth-refs" /* this handle held a reference once */
+#define LIMIT_MAX 256u
 
-struct reference {
+static const struct rule rules[] = {
+	{ HOME_RECORD, true, RECORD, ALL, ALL },
+	{ "systemd-user-record-", true, TEXT, ALL, ALL },
+	{ "hearth-home-state-", true, TEXT, ALL, ALL },
+	{ HOME_FD, true, REFERENCE, ALL, ALL },
+	{ OTHER_FD, true, OTHER_REFERENCE, ALL, 0 },
+	{ "hearth-session-fd", false, LIFELINE, 0, BIT(OPEN) },
+	{ "hearth-inhibit-fd", false, LOCK, 0, BIT(OPEN) },
+	{ "hearth-tty-fd", false, TERMINAL, BIT(OPEN) | BIT(CLOSE), BIT(OPEN) },
+	{ "systemd.memory_max", false, LIMIT, BIT(OPEN), 0 },
+	{ "systemd.tasks_max", false, LIMIT, BIT(OPEN), 0 },
+	{ "systemd.cpu_weight", false, LIMIT, BIT(OPEN), 0 },
+	{ "systemd.io_weight", false, LIMIT, BIT(OPEN), 0 },
+	{ "systemd.runtime_max_sec", false, LIMIT, BIT(OPEN), 0 },
+};
+
+/* NULL: not a key for the helper. */
+const struct rule *rule_of(const char *key)
+{
+	for (size_t i = 0; i < COUNT(rules); i++) {
+		size_t n = strlen(rules[i].name), rest;
+
+		if (strncmp(key, rules[i].name, n) != 0)
+			continue;
+		rest = strlen(key + n);
+		if (rules[i].of_user ? rest >= 1 && rest <= NAME_BYTES : rest == 0)
+			return &rules[i];
+	}
+	return NULL;
+}
+
+/* A descriptor of ours, as it lies on the handle. */
+struct held {
 	int fd;
 	dev_t dev;
 	ino_t ino;
+	bool always; /* goes also where a child ends its copy of the handle silently */
 };
 
-static bool named(const char *key, const char *prefix)
-{
-	size_t n = strlen(prefix), k = strlen(key);
-
-	return strncmp(key, prefix, n) == 0 && k > n && k - n <= NAME_MAX_BYTES;
-}
-
-enum key key_of(const char *key)
-{
-	static const struct {
-		const char *name;
-		enum key key;
-	} whole[] = {
-		{ SESSION_FD, KEY_SESSION_FD }, { INHIBIT_FD, KEY_INHIBIT_FD }, { TTY_FD, KEY_TTY_FD },
-		{ "systemd.memory_max", KEY_LIMIT }, { "systemd.tasks_max", KEY_LIMIT }, { "systemd.cpu_weight", KEY_LIMIT },
-		{ "systemd.io_weight", KEY_LIMIT }, { "systemd.runtime_max_sec", KEY_LIMIT },
-	};
-
-	if (named(key, HOME_RECORD))
-		return KEY_HOME_RECORD;
-	if (named(key, RECORD))
-		return KEY_RECORD;
-	if (named(key, STATE))
-		return KEY_STATE;
-	if (named(key, HOME_FD))
-		return KEY_HOME_FD;
-	if (named(key, OTHER_FD))
-		return KEY_OTHER_FD;
-	for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
-		if (strcmp(key, whole[i].name) == 0)
-			return whole[i].key;
-	return KEY_FOREIGN;
-}
-
-static bool is_fifo(int fd, struct stat *st)
-{
-	return fd >= 0 && fstat(fd, st) == 0 && S_ISFIFO(st->st_mode);
-}
-
-static bool still_ours(const struct reference *r)
+static bool still_ours(const struct held *h)
 {
 	struct stat st;
 
-	return r->fd >= 0 && fstat(r->fd, &st) == 0 && st.st_dev == r->dev && st.st_ino == r->ino;
+	return fstat(h->fd, &st) == 0 && st.st_dev == h->dev && st.st_ino == h->ino;
 }
 
 void drop_text(char *text)
@@ -87,71 +81,52 @@ static void free_text(pam_handle_t *pamh, void *data, int status)
 	drop_text(data);
 }
 
-static void free_reference(pam_handle_t *pamh, void *data, int status)
+static void free_held(pam_handle_t *pamh, void *data, int status)
 {
-	struct reference *r = data;
+	struct held *h = data;
 
 	(void)pamh;
-	(void)status;
-	if (r == NULL)
-		return;
-	if (still_ours(r))
-		close(r->fd);
-	free(r);
+	if (h != NULL && (h->always || !(status & PAM_DATA_SILENT)) && still_ours(h))
+		close(h->fd);
+	free(h);
 }
 
-/* A child that ends its copy of the handle leaves the parent's session be. */
-static void free_unless_silent(pam_handle_t *pamh, void *data, int status)
+/* Reads what lies under a key of the rules. A text above its greatest length
+ * is BUF_ERR. */
+int data_load(pam_handle_t *pamh, const char *key, struct stored *s)
 {
-	if (status & PAM_DATA_SILENT)
-		free(data);
-	else
-		free_reference(pamh, data, status);
-}
-
-/* Reads what lies under a key. The text stays the handle's; a text above
- * MEMFD_MAX is BUF_ERR, a limit above LIMIT_MAX is nothing. */
-int data_load(pam_handle_t *pamh, const char *key, enum kind *kind, const char **text)
-{
-	enum key k = key_of(key);
+	const struct rule *rule = rule_of(key);
 	const void *data = NULL;
+	size_t max = rule->form == LIMIT ? LIMIT_MAX : MEMFD_MAX;
 	int rc = pam_get_data(pamh, key, &data);
-	intptr_t fd;
 	struct stat st;
 
-	*kind = KIND_NOTHING;
-	*text = NULL;
-	if (rc == PAM_NO_MODULE_DATA || (rc == PAM_SUCCESS && data == NULL))
-		return PAM_SUCCESS;
-	if (rc != PAM_SUCCESS)
-		return rc;
-	switch (k) {
-	case KEY_HOME_FD:
+	*s = (struct stored){ .kind = KIND_NOTHING, .fd = -1 };
+	if (rc != PAM_SUCCESS || data == NULL)
+		return rc == PAM_NO_MODULE_DATA ? PAM_SUCCESS : rc;
+	switch (rule->form) {
+	case REFERENCE:
+	case TERMINAL:
 		if (still_ours(data))
-			*kind = KIND_HELD;
-		return PAM_SUCCESS;
-	case KEY_OTHER_FD:
-		fd = (intptr_t)data - 1;
-		if (fd >= 0 && fd <= INT_MAX && is_fifo((int)fd, &st))
-			*kind = KIND_HELD;
-		return PAM_SUCCESS;
-	case KEY_LIMIT:
-		if (strnlen(data, LIMIT_MAX + 1) > LIMIT_MAX)
-			return PAM_SUCCESS;
-		*kind = KIND_TEXT;
-		*text = data;
-		return PAM_SUCCESS;
+			s->fd = ((const struct held *)data)->fd;
+		break;
+	case OTHER_REFERENCE: /* the module of systemd keeps the number plus 1 */
+		if ((intptr_t)data > 0 && (intptr_t)data <= INT_MAX && fstat((int)(intptr_t)data - 1, &st) == 0 && S_ISFIFO(st.st_mode))
+			s->fd = (int)(intptr_t)data - 1;
+		break;
 	default:
 		if (data == MARK) {
-			*kind = KIND_MARK;
+			s->kind = KIND_MARK;
 			return PAM_SUCCESS;
 		}
-		if (strnlen(data, MEMFD_MAX + 1) > MEMFD_MAX)
+		if (strnlen(data, max + 1) > max)
 			return PAM_BUF_ERR;
-		*kind = KIND_TEXT;
-		*text = data;
-		return PAM_SUCCESS;
+		s->kind = KIND_TEXT;
+		s->text = data;
 	}
+	if (s->fd >= 0)
+		s->kind = KIND_HELD;
+	return PAM_SUCCESS;
 }
 
 /* Takes text over, whatever the outcome. */
@@ -169,46 +144,34 @@ int data_store_mark(pam_handle_t *pamh, const char *key)
 	return pam_set_data(pamh, key, MARK, NULL);
 }
 
-/* Takes fd over, whatever the outcome. BAD_ITEM: no FIFO, which all but the
- * terminal are. */
+/* Takes fd over, whatever the outcome. BAD_ITEM: it is not what belongs under
+ * that key. */
 int data_store_fd(pam_handle_t *pamh, const char *key, int fd)
 {
-	enum key k = key_of(key);
-	struct reference *r;
+	enum form form = rule_of(key)->form;
+	struct held *h = NULL;
 	struct stat st;
-	int rc;
+	int rc = PAM_BAD_ITEM;
 
-	if (fstat(fd, &st) < 0 || (k != KEY_TTY_FD && !S_ISFIFO(st.st_mode))) {
-		close(fd);
-		return PAM_BAD_ITEM;
-	}
-	if (k == KEY_SESSION_FD) /* the session's lifeline: it ends with the process, not with the handle */
+	if (fstat(fd, &st) < 0 || !(form == TERMINAL ? S_ISCHR(st.st_mode) : S_ISFIFO(st.st_mode)))
+		goto fail;
+	if (form == LIFELINE) /* of the session: it ends with the process, not with the handle */
 		return pam_set_data(pamh, key, (void *)((intptr_t)fd + 1), NULL);
-	r = malloc(sizeof *r);
-	if (r == NULL) {
-		close(fd);
-		return PAM_BUF_ERR;
-	}
-	*r = (struct reference){ .fd = fd, .dev = st.st_dev, .ino = st.st_ino };
+	rc = PAM_BUF_ERR;
+	h = malloc(sizeof *h);
+	if (h == NULL)
+		goto fail;
+	*h = (struct held){ fd, st.st_dev, st.st_ino, form == REFERENCE };
 	/* First the note that close_session has work to do. */
-	rc = k == KEY_HOME_FD ? pam_set_data(pamh, REFS, (void *)(uintptr_t)1, NULL) : PAM_SUCCESS;
+	rc = form == REFERENCE ? pam_set_data(pamh, REFS, (void *)(uintptr_t)1, NULL) : PAM_SUCCESS;
 	if (rc == PAM_SUCCESS)
-		rc = pam_set_data(pamh, key, r, k == KEY_HOME_FD ? free_reference : free_unless_silent);
-	if (rc != PAM_SUCCESS)
-		free_reference(pamh, r, 0);
+		rc = pam_set_data(pamh, key, h, free_held);
+	if (rc == PAM_SUCCESS)
+		return rc;
+fail:
+	close(fd);
+	free(h);
 	return rc;
-}
-
-/* Opens the terminal under a key for writing; -1 if it is gone. */
-int data_reopen(pam_handle_t *pamh, const char *key)
-{
-	char path[32];
-	const void *data = NULL;
-
-	if (pam_get_data(pamh, key, &data) != PAM_SUCCESS || data == NULL || !still_ours(data))
-		return -1;
-	snprintf(path, sizeof path, "/proc/self/fd/%d", ((const struct reference *)data)->fd);
-	return lift(open(path, O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
 }
 
 /* Drops what lies under a key; its destructor runs. */
@@ -230,16 +193,17 @@ bool data_refs(pam_handle_t *pamh)
 
 static bool key_for(char *key, const char *prefix, const char *name)
 {
-	return strlen(name) <= NAME_MAX_BYTES && snprintf(key, KEY_ROOM, "%s%s", prefix, name) < (int)KEY_ROOM;
+	snprintf(key, KEY_ROOM, "%s%s", prefix, name);
+	return strlen(name) <= NAME_BYTES && rule_of(key) != NULL;
 }
 
-/* Says what lies under prefix and name; false: cannot be such a key. */
-bool data_for(pam_handle_t *pamh, const char *prefix, const char *name, enum kind *kind)
+/* Whether something of that kind lies under prefix and name. */
+bool data_is(pam_handle_t *pamh, const char *prefix, const char *name, enum kind kind)
 {
 	char key[KEY_ROOM];
-	const char *text;
+	struct stored s;
 
-	return key_for(key, prefix, name) && data_load(pamh, key, kind, &text) == PAM_SUCCESS;
+	return key_for(key, prefix, name) && data_load(pamh, key, &s) == PAM_SUCCESS && s.kind == kind;
 }
 
 void data_drop_for(pam_handle_t *pamh, const char *prefix, const char *name)
@@ -251,8 +215,9 @@ void data_drop_for(pam_handle_t *pamh, const char *prefix, const char *name)
 }
 
 /* A sealed memfd with the text, or -1. */
-int memfd_of(const char *text, size_t n)
+int memfd_of(const char *text)
 {
+	size_t n = strlen(text);
 	struct rlimit r;
 	int fd;
 
@@ -260,54 +225,29 @@ int memfd_of(const char *text, size_t n)
 	if (getrlimit(RLIMIT_FSIZE, &r) < 0 || r.rlim_cur < n)
 		return -1;
 	fd = lift(memfd_create("hearth", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-	if (fd < 0)
-		return -1;
-	while (n > 0) {
-		ssize_t w = write(fd, text, n);
-
-		if (w < 0 && errno == EINTR)
-			continue;
-		if (w <= 0)
-			goto fail;
-		text += w;
-		n -= (size_t)w;
+	if (fd >= 0 && (write(fd, text, n) != (ssize_t)n || fcntl(fd, F_ADD_SEALS, SEALS) < 0)) {
+		close(fd);
+		fd = -1;
 	}
-	if (fcntl(fd, F_ADD_SEALS, SEALS) == 0)
-		return fd;
-fail:
-	close(fd);
-	return -1;
+	return fd;
 }
 
 /* The text of a sealed memfd of at most MEMFD_MAX bytes, NUL-terminated; NULL
  * if it is anything else. The descriptor stays the caller's. */
 char *text_of_memfd(int fd)
 {
+	int seals = fcntl(fd, F_GET_SEALS);
 	struct stat st;
-	size_t n, have = 0;
+	size_t n;
 	char *s;
 
-	if ((fcntl(fd, F_GET_SEALS) & SEALS) != SEALS || fcntl(fd, F_GET_SEALS) < 0)
-		return NULL;
-	if (fstat(fd, &st) < 0 || st.st_size < 0 || st.st_size > (off_t)MEMFD_MAX)
+	if (seals < 0 || (seals & SEALS) != SEALS || fstat(fd, &st) < 0 || st.st_size > (off_t)MEMFD_MAX)
 		return NULL;
 	n = (size_t)st.st_size;
-	s = malloc(n + 1);
-	if (s == NULL)
-		return NULL;
-	while (have < n) {
-		ssize_t r = pread(fd, s + have, n - have, (off_t)have);
-
-		if (r < 0 && errno == EINTR)
-			continue;
-		if (r <= 0)
-			break;
-		have += (size_t)r;
-	}
-	s[have] = 0;
-	if (have == n && memchr(s, 0, n) == NULL)
+	s = calloc(1, n + 1);
+	if (s == NULL || (pread(fd, s, n, 0) == (ssize_t)n && strlen(s) == n))
 		return s;
-	explicit_bzero(s, have);
+	explicit_bzero(s, n);
 	free(s);
 	return NULL;
 }

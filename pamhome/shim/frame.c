@@ -5,7 +5,7 @@
  *   field   u8 tag, u32 length, bytes; repeated to the packet's end
  *
  * All integers are little endian. Unknown tags are skipped; everything else
- * that does not fit is a breach, which ends the call.
+ * that does not fit the table is a breach, which ends the call.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -17,32 +17,35 @@
 
 #include "shim.h"
 
-#define BIT(n) (1u << (n))
-#define ALL (BIT(AUTH) | BIT(ACCOUNT) | BIT(OPEN) | BIT(CLOSE) | BIT(CHAUTHTOK))
+#define SESSION (BIT(AUTH) | BIT(ACCOUNT) | BIT(OPEN))
 #define MAX_FRAMES 1000u
 #define MAX_LOGS 256u
 #define MAX_FDS 4
 
+/* Kinds of field: the size of a number, or a text. */
+enum { NONE = 0, U8 = 1, U32 = 4, U64 = 8, STRING = 16, MAY = 32 };
 enum passing { NO_FD, MAY_FD, MUST_FD };
 
-/* What the helper may send: in which phase, with which fields. */
+/* What the helper may send: in which phases, and each field by its tag, with
+ * the least and greatest number or length. */
 static const struct shape {
-	uint8_t type, phases, need, may, fd, many;
+	uint8_t type, phases, fd;
+	struct { uint8_t kind; uint64_t min, max; } field[FIELDS];
 } shapes[] = {
-	{ F_CONV, ALL, BIT(1) | BIT(2), 0, NO_FD, 0 },
-	{ F_GET_TOKEN, BIT(CHAUTHTOK), BIT(1) | BIT(2), BIT(3), NO_FD, 0 },
-	{ F_SET_TOKEN, BIT(AUTH), BIT(1) | BIT(2), 0, NO_FD, 0 },
-	{ F_SET_USER, ALL & ~BIT(CLOSE), BIT(1), 0, NO_FD, 0 },
-	{ F_PUTENV, BIT(AUTH) | BIT(ACCOUNT) | BIT(OPEN), BIT(1), 0, NO_FD, 0 },
-	{ F_LOAD, ALL, BIT(1), 0, NO_FD, 0 },
-	{ F_STORE, ALL & ~BIT(CLOSE), BIT(1) | BIT(2), BIT(3), MAY_FD, 0 },
-	{ F_STORE_FD, BIT(AUTH) | BIT(ACCOUNT) | BIT(OPEN), BIT(1), 0, MUST_FD, 0 },
-	{ F_DROP, ALL, BIT(1), 0, NO_FD, 0 },
-	{ F_APPLY, BIT(OPEN), 0, BIT(1) | BIT(2) | BIT(3) | BIT(4) | BIT(5), NO_FD, BIT(3) },
-	{ F_TTY_WRITE, BIT(OPEN) | BIT(CLOSE), BIT(1), 0, NO_FD, 0 },
-	{ F_LOOKUP, BIT(OPEN), BIT(1), 0, NO_FD, 0 },
-	{ F_LOG, ALL, BIT(1) | BIT(2), 0, NO_FD, 0 },
-	{ F_RESULT, ALL, BIT(1), 0, NO_FD, 0 },
+	{ F_CONV, ALL, NO_FD, { { U8, 1, 4 }, { STRING, 1, 4096 } } },
+	{ F_GET_TOKEN, BIT(CHAUTHTOK), NO_FD, { { U8, 1, 1 }, { U8, 0, 1 }, { STRING | MAY, 1, 4096 } } },
+	{ F_SET_TOKEN, BIT(AUTH), NO_FD, { { U8, 1, 1 }, { STRING, 1, FRAME_MAX } } },
+	{ F_SET_USER, ALL & ~BIT(CLOSE), NO_FD, { { STRING, 1, USER_BYTES } } },
+	{ F_PUTENV, SESSION, NO_FD, { { STRING, 1, FRAME_MAX } } },
+	{ F_LOAD, ALL, NO_FD, { { STRING, 1, KEY_ROOM - 1 } } },
+	{ F_STORE, ALL & ~BIT(CLOSE), MAY_FD, { { STRING, 1, KEY_ROOM - 1 }, { U8, KIND_TEXT, KIND_MARK }, { STRING | MAY, 0, FRAME_MAX } } },
+	{ F_STORE_FD, SESSION, MUST_FD, { { STRING, 1, KEY_ROOM - 1 } } },
+	{ F_DROP, ALL, NO_FD, { { STRING, 1, KEY_ROOM - 1 } } },
+	{ F_APPLY, BIT(OPEN), NO_FD, { { U32 | MAY, 0, 0777 }, { U32 | MAY, 0, UINT32_MAX }, { NONE, 0, 0 },
+				       { U64 | MAY, 0, UINT64_MAX }, { U64 | MAY, 0, UINT64_MAX } } },
+	{ F_LOOKUP, BIT(OPEN), NO_FD, { { STRING, 1, USER_BYTES } } },
+	{ F_LOG, ALL, NO_FD, { { U8, 0, 7 }, { STRING, 0, 2048 } } },
+	{ F_RESULT, ALL, NO_FD, { { U32, 0, 29 } } },
 };
 
 int64_t now_ms(void)
@@ -59,12 +62,12 @@ static void le(uint8_t *p, unsigned size, uint64_t v)
 		*p++ = (uint8_t)v;
 }
 
-uint64_t from_le(const uint8_t *p, unsigned size)
+static uint64_t from_le(const uint8_t *p, unsigned size)
 {
 	uint64_t v = 0;
 
-	for (unsigned i = 0; i < size; i++)
-		v |= (uint64_t)p[i] << (8 * i);
+	while (size-- > 0)
+		v = v << 8 | p[size];
 	return v;
 }
 
@@ -107,8 +110,8 @@ void put_int(struct channel *c, unsigned tag, unsigned size, uint64_t v)
 static enum why wait_for(struct channel *c, short events)
 {
 	for (;;) {
-		int64_t now = now_ms();
-		int64_t left = (c->silent_at < c->over_at ? c->silent_at : c->over_at) - now;
+		int64_t end = c->silent_at < c->over_at ? c->silent_at : c->over_at;
+		int64_t left = end - now_ms();
 		struct pollfd p = { .fd = c->sock, .events = events };
 		int r;
 
@@ -122,49 +125,32 @@ static enum why wait_for(struct channel *c, short events)
 	}
 }
 
+/* What a failed system call on the socket means: FINE, try again. */
+static enum why again(struct channel *c, short events)
+{
+	if (errno == EINTR)
+		return FINE;
+	return errno == EAGAIN || errno == EWOULDBLOCK ? wait_for(c, events) : DIED;
+}
+
 /* Sends the frame under construction and wipes it: most carry a secret. */
 enum why channel_send(struct channel *c, int fd)
 {
-	union {
-		struct cmsghdr align;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control;
+	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = { 0 };
 	struct iovec io = { .iov_base = c->out, .iov_len = c->out_n };
 	struct msghdr m = { .msg_iov = &io, .msg_iovlen = 1 };
-	enum why w = BREACH;
+	enum why w = c->out_full ? BREACH : FINE;
 
-	if (c->out_full)
-		goto wipe;
 	le(c->out + 4, 4, c->out_n - FRAME_HEADER);
 	if (fd >= 0) {
-		struct cmsghdr *h;
-
-		memset(&control, 0, sizeof control);
-		m.msg_control = control.room;
-		m.msg_controllen = sizeof control.room;
-		h = CMSG_FIRSTHDR(&m);
-		h->cmsg_level = SOL_SOCKET;
-		h->cmsg_type = SCM_RIGHTS;
-		h->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(h), &fd, sizeof(int));
+		m.msg_control = control;
+		m.msg_controllen = sizeof control;
+		*CMSG_FIRSTHDR(&m) = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
+		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&m)), &fd, sizeof fd);
 	}
 	c->silent_at = now_ms() + SILENCE_MS;
-	for (;;) {
-		if (sendmsg(c->sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) {
-			w = FINE;
-			break;
-		}
-		if (errno == EINTR)
-			continue;
-		if (errno != EAGAIN && errno != EWOULDBLOCK) {
-			w = DIED;
-			break;
-		}
-		w = wait_for(c, POLLOUT);
-		if (w != FINE)
-			break;
-	}
-wipe:
+	while (w == FINE && sendmsg(c->sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		w = again(c, POLLOUT);
 	explicit_bzero(c->out, c->out_n);
 	c->out_n = 0;
 	return w;
@@ -174,19 +160,13 @@ wipe:
  * the first, moved to 3 or above; all others are closed. */
 static int take_fds(struct msghdr *m, int *first)
 {
-	int n = 0;
+	int n = 0, fd;
 
-	*first = -1;
 	for (struct cmsghdr *h = CMSG_FIRSTHDR(m); h != NULL; h = CMSG_NXTHDR(m, h)) {
-		size_t count;
-
 		if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS)
 			continue;
-		count = (h->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		for (size_t i = 0; i < count; i++) {
-			int fd;
-
-			memcpy(&fd, CMSG_DATA(h) + i * sizeof(int), sizeof fd);
+		for (size_t at = 0; at + CMSG_LEN(sizeof fd) <= h->cmsg_len; at += sizeof fd) {
+			memcpy(&fd, CMSG_DATA(h) + at, sizeof fd);
 			if (n++ == 0)
 				*first = lift(fd);
 			else
@@ -200,40 +180,43 @@ static bool parse(struct channel *c, struct frame *f, int fds)
 {
 	uint8_t *p = c->in, *end = c->in + c->in_n;
 	const struct shape *s = NULL;
+	size_t n;
 
 	if (c->in_n < FRAME_HEADER || from_le(p + 2, 2) != 0 || from_le(p + 4, 4) != c->in_n - FRAME_HEADER)
 		return false;
 	f->type = (unsigned)from_le(p, 2);
-	for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+	for (size_t i = 0; i < COUNT(shapes); i++)
 		if (shapes[i].type == f->type)
 			s = &shapes[i];
 	if (s == NULL || !(s->phases & BIT(c->phase)))
 		return false;
 	if (fds > 1 || (fds == 1 && (s->fd == NO_FD || f->fd < 0)) || (fds == 0 && s->fd == MUST_FD))
 		return false;
-	for (p += FRAME_HEADER; p < end;) {
-		unsigned tag;
-		uint32_t n;
+	for (p += FRAME_HEADER; p < end; p += n) {
+		unsigned tag = p[0], kind;
+		struct value *v;
 
-		if (end - p < 5)
+		if (end - p < 5 || (n = from_le(p + 1, 4)) > (size_t)(end - p) - 5)
 			return false;
-		tag = p[0];
-		n = (uint32_t)from_le(p + 1, 4);
 		p += 5;
-		if (n > (size_t)(end - p))
+		if (tag < 1 || tag > FIELDS || (kind = s->field[tag - 1].kind & ~MAY) == NONE)
+			continue;
+		v = &f->field[tag];
+		if (v->set || (kind == STRING ? memchr(p, 0, n) != NULL : n != kind))
 			return false;
-		if (tag < FIELDS && ((s->need | s->may) & BIT(tag))) {
-			if (f->field[tag].set && !(s->many & BIT(tag)))
-				return false;
-			f->field[tag].p = p;
-			f->field[tag].n = n;
-			f->field[tag].set = true;
-		}
-		p += n;
+		*v = kind == STRING ? (struct value){ (char *)p, n, true } : (struct value){ NULL, from_le(p, kind), true };
+		if (v->n < s->field[tag - 1].min || v->n > s->field[tag - 1].max)
+			return false;
 	}
-	for (unsigned tag = 1; tag < FIELDS; tag++)
-		if ((s->need & BIT(tag)) && !f->field[tag].set)
+	for (unsigned tag = 1; tag <= FIELDS; tag++) {
+		struct value *v = &f->field[tag];
+
+		if (!v->set && s->field[tag - 1].kind != NONE && !(s->field[tag - 1].kind & MAY))
 			return false;
+		/* All fields are parsed: what follows this one is no longer needed. */
+		if (v->text != NULL)
+			v->text[v->n] = 0;
+	}
 	return true;
 }
 
@@ -241,45 +224,31 @@ static bool parse(struct channel *c, struct frame *f, int fds)
  * On FINE the caller ends with channel_done. */
 enum why channel_receive(struct channel *c, struct frame *f, bool wait)
 {
-	union {
-		struct cmsghdr align;
-		char room[CMSG_SPACE(MAX_FDS * sizeof(int))];
-	} control;
+	_Alignas(struct cmsghdr) char control[CMSG_SPACE(MAX_FDS * sizeof(int))];
 	struct iovec io = { .iov_base = c->in, .iov_len = FRAME_MAX };
-	ssize_t n;
-	int fds;
+	struct msghdr m = { 0 };
+	ssize_t n = -1;
 
-	for (;;) {
-		struct msghdr m = { .msg_iov = &io, .msg_iovlen = 1,
-				    .msg_control = control.room, .msg_controllen = sizeof control.room };
-		enum why w;
+	while (n < 0) {
+		enum why w = FINE;
 
-		memset(f, 0, sizeof *f);
-		f->fd = -1;
+		m = (struct msghdr){ .msg_iov = &io, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
 		n = recvmsg(c->sock, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-		if (n > 0) {
-			c->in_n = (size_t)n;
-			c->silent_at = now_ms() + SILENCE_MS;
-			fds = take_fds(&m, &f->fd);
-			if ((m.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || !parse(c, f, fds) ||
-			    ++c->frames > MAX_FRAMES || (f->type == F_LOG && ++c->logs > MAX_LOGS)) {
-				channel_done(c, f);
-				return BREACH;
-			}
-			return FINE;
-		}
-		if (n == 0)
-			return DIED;
-		if (errno == EINTR)
-			continue;
-		if (errno != EAGAIN && errno != EWOULDBLOCK)
-			return DIED;
-		if (!wait)
+		if (n < 0 && !wait && (errno == EAGAIN || errno == EWOULDBLOCK))
 			return NOTHING;
-		w = wait_for(c, POLLIN);
-		if (w != FINE)
+		if (n < 0 && (w = again(c, POLLIN)) != FINE)
 			return w;
 	}
+	*f = (struct frame){ .fd = -1 };
+	c->in_n = (size_t)n;
+	c->silent_at = now_ms() + SILENCE_MS;
+	n = take_fds(&m, &f->fd);
+	if (c->in_n > 0 && !(m.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) && parse(c, f, (int)n) && ++c->frames <= MAX_FRAMES &&
+	    (f->type != F_LOG || ++c->logs <= MAX_LOGS))
+		return FINE;
+	n = (ssize_t)c->in_n;
+	channel_done(c, f);
+	return n == 0 ? DIED : BREACH; /* 0: end of file */
 }
 
 void channel_done(struct channel *c, struct frame *f)
@@ -289,40 +258,4 @@ void channel_done(struct channel *c, struct frame *f)
 	f->fd = -1;
 	explicit_bzero(c->in, c->in_n);
 	c->in_n = 0;
-}
-
-bool get_int(const struct frame *f, unsigned tag, unsigned size, uint32_t *v)
-{
-	if (f->field[tag].n == size)
-		*v = (uint32_t)from_le(f->field[tag].p, size);
-	return f->field[tag].n == size;
-}
-
-bool get_u64(const struct frame *f, unsigned tag, uint64_t *v)
-{
-	if (f->field[tag].n == 8)
-		*v = from_le(f->field[tag].p, 8);
-	return f->field[tag].n == 8;
-}
-
-const uint8_t *next_field(const struct channel *c, unsigned tag, const uint8_t *before)
-{
-	const uint8_t *end = c->in + c->in_n;
-	const uint8_t *p = before == NULL ? c->in + FRAME_HEADER : before + from_le(before - 4, 4);
-
-	for (; p < end; p += 5 + from_le(p + 1, 4))
-		if (p[0] == tag)
-			return p + 5;
-	return NULL;
-}
-
-const char *get_text(const struct frame *f, unsigned tag, size_t min, size_t max)
-{
-	size_t n = f->field[tag].n;
-
-	if (!f->field[tag].set || n < min || n > max || memchr(f->field[tag].p, 0, n) != NULL)
-		return NULL;
-	/* All fields are parsed: what follows this one is no longer needed. */
-	f->field[tag].p[n] = 0;
-	return (const char *)f->field[tag].p;
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <syslog.h>
 #include <unistd.h>
@@ -21,19 +22,20 @@
 
 #include "shim.h"
 
-#define EXPORT __attribute__((visibility("default")))
-
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif
 
-#define USER_MAX 1024u
-#define ITEM_MAX 1024u
-#define ARGS_MAX 8192u
-#define ANSWER_MAX (32u << 10)
+#define ITEM_BYTES 1024u
+#define ARGS_BYTES 8192u
+#define ANSWER_BYTES (32u << 10)
 #define MAX_CONVS 64u
 #define MAX_STORES 64u
 #define MAX_STORED_FDS 8u
+#define LETTERS "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_"
+
+/* Steps of APPLY that failed, in its ACK. The umask cannot. */
+enum { FAILED_NICE = 2, FAILED_AMBIENT = 8, FAILED_BOUNDING = 16 };
 
 struct call {
 	pam_handle_t *pamh;
@@ -43,25 +45,19 @@ struct call {
 	char stored[MAX_STORED_FDS][KEY_ROOM];
 };
 
-static int not_ours(enum phase p)
+/* NULL where it is not set. */
+static const void *item_of(pam_handle_t *pamh, int item)
 {
-	return p == OPEN || p == CLOSE ? PAM_SUCCESS : PAM_USER_UNKNOWN;
-}
+	const void *value = NULL;
 
-static bool has_arg(int argc, const char **argv, const char *name)
-{
-	for (int i = 0; i < argc; i++)
-		if (strcmp(argv[i], name) == 0)
-			return true;
-	return false;
+	return pam_get_item(pamh, item, &value) == PAM_SUCCESS ? value : NULL;
 }
 
 /* How a call ends without the helper's result. Never success in auth and
  * account, and never a lock-out of users who are not ours. */
 static int failed(struct call *c, enum why w)
 {
-	const char *name = NULL;
-	enum kind k;
+	const char *name = item_of(c->pamh, PAM_USER);
 
 	pam_syslog(c->pamh, LOG_ERR, "home helper %s: %s",
 		   w == NO_START ? "cannot start" :
@@ -69,7 +65,7 @@ static int failed(struct call *c, enum why w)
 		   w == SILENT ? "is silent too long" : "broke the protocol", HELPER);
 	for (unsigned i = 0; i < c->fds; i++)
 		data_drop(c->pamh, c->stored[i]);
-	if (pam_get_item(c->pamh, PAM_USER, (const void **)&name) != PAM_SUCCESS || name == NULL)
+	if (name == NULL)
 		name = "";
 	switch (c->ch.phase) {
 	case AUTH:
@@ -77,11 +73,8 @@ static int failed(struct call *c, enum why w)
 	case ACCOUNT:
 		return PAM_SERVICE_ERR;
 	case OPEN:
-		if ((data_for(c->pamh, HOME_FD, name, &k) && k == KIND_HELD) ||
-		    (data_for(c->pamh, OTHER_FD, name, &k) && k == KIND_HELD) ||
-		    (data_for(c->pamh, HOME_RECORD, name, &k) && k == KIND_TEXT))
-			return PAM_SESSION_ERR;
-		return PAM_SUCCESS;
+		return data_is(c->pamh, HOME_FD, name, KIND_HELD) || data_is(c->pamh, OTHER_FD, name, KIND_HELD) ||
+		       data_is(c->pamh, HOME_RECORD, name, KIND_TEXT) ? PAM_SESSION_ERR : PAM_SUCCESS;
 	case CLOSE:
 		data_drop_for(c->pamh, HOME_FD, name);
 		return PAM_SUCCESS;
@@ -90,23 +83,14 @@ static int failed(struct call *c, enum why w)
 	}
 }
 
-static void put_item(struct call *c, unsigned tag, int item, size_t max)
-{
-	const void *value = NULL;
-
-	if (pam_get_item(c->pamh, item, &value) == PAM_SUCCESS && value != NULL && strlen(value) <= max)
-		put_text(&c->ch, tag, value);
-}
-
 static void put_env(struct channel *c, unsigned tag, const char *name, const char *value)
 {
 	char both[1024 + 64];
-	int n;
 
-	if (value == NULL || strlen(value) > 1024)
-		return;
-	n = snprintf(both, sizeof both, "%s=%s", name, value);
-	put(c, tag, both, (size_t)n);
+	if (value != NULL && strlen(value) <= 1024) {
+		snprintf(both, sizeof both, "%s=%s", name, value);
+		put_text(c, tag, both);
+	}
 }
 
 static enum why send_start(struct call *c, int flags, int argc, const char **argv)
@@ -121,10 +105,11 @@ static enum why send_start(struct call *c, int flags, int argc, const char **arg
 	static const char *const process[] = {
 		"SYSTEMD_ACTIVATION_UNIT", "SYSTEMD_ACTIVATION_SCOPE", "LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES",
 	};
+	static const int items[] = { PAM_SERVICE, PAM_USER, PAM_TTY, PAM_XDISPLAY, PAM_RHOST, PAM_RUSER, PAM_AUTHTOK, PAM_OLDAUTHTOK };
 	struct channel *ch = &c->ch;
-	const struct pam_conv *conv = NULL;
-	bool secure = getauxval(AT_SECURE) != 0;
-	uint64_t bounding, inheritable, permitted;
+	const struct pam_conv *conv = item_of(c->pamh, PAM_CONV);
+	bool secure = getauxval(AT_SECURE) != 0, tokens = ch->phase == AUTH || ch->phase == CHAUTHTOK;
+	uint32_t ids[] = { (uint32_t)getpid(), (uint32_t)getppid(), getuid(), geteuid(), getgid(), getegid() };
 	enum why w;
 	int host;
 
@@ -134,43 +119,24 @@ static enum why send_start(struct call *c, int flags, int argc, const char **arg
 	put_int(ch, 3, 4, (uint32_t)flags);
 	for (int i = 0; i < argc; i++)
 		put_text(ch, 4, argv[i]);
-	put_item(c, 5, PAM_SERVICE, ITEM_MAX);
-	put_item(c, 6, PAM_USER, USER_MAX);
-	put_item(c, 7, PAM_TTY, ITEM_MAX);
-	put_item(c, 8, PAM_XDISPLAY, ITEM_MAX);
-	put_item(c, 9, PAM_RHOST, ITEM_MAX);
-	put_item(c, 10, PAM_RUSER, ITEM_MAX);
-	if (ch->phase == AUTH || ch->phase == CHAUTHTOK) {
-		put_item(c, 11, PAM_AUTHTOK, FRAME_MAX);
-		put_item(c, 12, PAM_OLDAUTHTOK, FRAME_MAX);
+	for (unsigned i = 0; i < COUNT(items); i++) {
+		bool token = items[i] == PAM_AUTHTOK || items[i] == PAM_OLDAUTHTOK;
+		const char *value = item_of(c->pamh, items[i]);
+
+		if (value != NULL && (token ? tokens : strlen(value) <= (items[i] == PAM_USER ? USER_BYTES : ITEM_BYTES)))
+			put_text(ch, 5 + i, value);
 	}
-	if (pam_get_item(c->pamh, PAM_CONV, (const void **)&conv) != PAM_SUCCESS)
-		conv = NULL;
 	put_int(ch, 13, 1, conv != NULL && conv->conv != NULL);
-	for (size_t i = 0; i < sizeof shared / sizeof *shared; i++)
+	for (size_t i = 0; i < COUNT(shared); i++) {
 		put_env(ch, 14, shared[i], pam_getenv(c->pamh, shared[i]));
+		put_env(ch, 15, shared[i], secure ? NULL : secure_getenv(shared[i]));
+	}
 	put_env(ch, 14, "DISPLAY", pam_getenv(c->pamh, "DISPLAY"));
-	if (!secure) {
-		for (size_t i = 0; i < sizeof shared / sizeof *shared; i++)
-			put_env(ch, 15, shared[i], secure_getenv(shared[i]));
-		for (size_t i = 0; i < sizeof process / sizeof *process; i++)
-			put_env(ch, 15, process[i], secure_getenv(process[i]));
-	}
-	put_int(ch, 16, 4, (uint32_t)getpid());
-	put_int(ch, 17, 4, (uint32_t)getppid());
-	put_int(ch, 18, 4, getuid());
-	put_int(ch, 19, 4, geteuid());
-	put_int(ch, 20, 4, getgid());
-	put_int(ch, 21, 4, getegid());
+	for (size_t i = 0; i < COUNT(process); i++)
+		put_env(ch, 15, process[i], secure ? NULL : secure_getenv(process[i]));
+	for (unsigned i = 0; i < COUNT(ids); i++)
+		put_int(ch, 16 + i, 4, ids[i]);
 	put_int(ch, 22, 1, secure);
-	if (ch->phase == OPEN) {
-		if (own_caps(&bounding, &inheritable, &permitted)) {
-			put_int(ch, 23, 8, bounding);
-			put_int(ch, 24, 8, inheritable);
-			put_int(ch, 25, 8, permitted);
-		}
-		put_int(ch, 26, 1, isatty(1) != 0);
-	}
 
 	/* The helper watches it: a child that the host forks meanwhile may
 	 * keep the socket open for longer than the host lives. */
@@ -182,43 +148,29 @@ static enum why send_start(struct call *c, int flags, int argc, const char **arg
 }
 
 /* The handlers leave the answer under construction. */
-static enum why ack(struct call *c, int rc)
-{
-	channel_begin(&c->ch, F_ACK);
-	put_int(&c->ch, 1, 4, (uint32_t)rc);
-	return FINE;
-}
-
-/* An answer, or a token: secret, and absent unless all went well. */
-static enum why answer(struct call *c, unsigned type, int rc, const char *secret)
+static enum why answer(struct call *c, unsigned type, int rc)
 {
 	channel_begin(&c->ch, type);
 	put_int(&c->ch, 1, 4, (uint32_t)rc);
-	if (rc == PAM_SUCCESS)
-		put_text(&c->ch, 2, secret);
 	return FINE;
 }
 
 static enum why on_conv(struct call *c, const struct frame *f)
 {
 	static const int styles[] = { 0, PAM_PROMPT_ECHO_OFF, PAM_PROMPT_ECHO_ON, PAM_ERROR_MSG, PAM_TEXT_INFO };
-	struct pam_message message = { .msg = get_text(f, 2, 1, 4096) };
+	struct pam_message message = { .msg_style = styles[f->field[1].n], .msg = f->field[2].text };
 	const struct pam_message *messages = &message;
-	const struct pam_conv *conv = NULL;
+	const struct pam_conv *conv = item_of(c->pamh, PAM_CONV);
 	struct pam_response *r = NULL;
-	int64_t before = now_ms();
-	uint32_t style;
 	int rc = PAM_CONV_ERR;
 
-	if (++c->convs > MAX_CONVS || !get_int(f, 1, 1, &style) || style < 1 || style > 4 || message.msg == NULL)
-		return BREACH;
-	message.msg_style = styles[style];
-	if (pam_get_item(c->pamh, PAM_CONV, (const void **)&conv) == PAM_SUCCESS && conv != NULL && conv->conv != NULL)
+	if (conv != NULL && conv->conv != NULL)
 		rc = conv->conv(1, &messages, &r, conv->appdata_ptr);
-	c->ch.over_at += now_ms() - before;
-	if (rc == PAM_CONV_AGAIN || (rc == PAM_SUCCESS && r != NULL && r->resp != NULL && strlen(r->resp) > ANSWER_MAX))
+	if (rc == PAM_CONV_AGAIN || (rc == PAM_SUCCESS && r != NULL && r->resp != NULL && strlen(r->resp) > ANSWER_BYTES))
 		rc = PAM_CONV_ERR;
-	answer(c, F_ANSWER, rc, r != NULL ? r->resp : NULL);
+	answer(c, F_ANSWER, rc);
+	if (rc == PAM_SUCCESS && r != NULL)
+		put_text(&c->ch, 2, r->resp);
 	if (r != NULL)
 		drop_text(r->resp);
 	free(r);
@@ -227,117 +179,86 @@ static enum why on_conv(struct call *c, const struct frame *f)
 
 static enum why on_get_token(struct call *c, const struct frame *f)
 {
-	const char *token = NULL, *prompt = get_text(f, 3, 1, 4096);
-	int64_t before = now_ms();
-	uint32_t item, verify;
+	const char *token = NULL, *prompt = f->field[3].text;
 	int rc;
 
-	if (++c->convs > MAX_CONVS || !get_int(f, 1, 1, &item) || !get_int(f, 2, 1, &verify) || item < 1 || item > 2 ||
-	    verify > 1 || (item == 2 && verify == 1) || (f->field[3].set && prompt == NULL))
-		return BREACH;
-	if (item == 2) {
-		rc = pam_get_authtok(c->pamh, PAM_OLDAUTHTOK, &token, prompt);
-	} else if (!verify) {
+	if (f->field[2].n == 0) {
 		rc = pam_get_authtok_noverify(c->pamh, &token, prompt);
 	} else {
 		/* libpam compares with what token points to on entry. */
-		rc = pam_get_item(c->pamh, PAM_AUTHTOK, (const void **)&token);
-		if (rc == PAM_SUCCESS)
-			rc = token ? pam_get_authtok_verify(c->pamh, &token, prompt) : PAM_AUTHTOK_ERR;
+		token = item_of(c->pamh, PAM_AUTHTOK);
+		rc = token != NULL ? pam_get_authtok_verify(c->pamh, &token, prompt) : PAM_AUTHTOK_ERR;
 	}
-	c->ch.over_at += now_ms() - before;
-	return answer(c, F_TOKEN, rc, token);
-}
-
-static enum why on_set_item(struct call *c, const struct frame *f)
-{
-	bool token = f->type == F_SET_TOKEN;
-	const char *value = get_text(f, token ? 2 : 1, 1, token ? FRAME_MAX : USER_MAX);
-	uint32_t which;
-
-	if (value == NULL || (token && (!get_int(f, 1, 1, &which) || which != 1)))
-		return BREACH;
-	return ack(c, pam_set_item(c->pamh, token ? PAM_AUTHTOK : PAM_USER, value));
-}
-
-static enum why on_putenv(struct call *c, const struct frame *f)
-{
-	static const char *const outside_open[] = { "XDG_AREA", "XDG_SESSION_INCOMPLETE", "HOME", "SHELL" };
-	static const char chars[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_0123456789";
-	const char *kv = get_text(f, 1, 1, FRAME_MAX);
-	bool known = c->ch.phase == OPEN;
-	size_t n;
-
-	if (kv == NULL)
-		return BREACH;
-	n = strcspn(kv, "=");
-	for (size_t i = 0; i < sizeof outside_open / sizeof *outside_open; i++)
-		known = known || (strlen(outside_open[i]) == n && memcmp(outside_open[i], kv, n) == 0);
-	if (!known || n == 0 || strspn(kv, chars) != n || (kv[0] >= '0' && kv[0] <= '9'))
-		return BREACH;
-	return ack(c, pam_putenv(c->pamh, kv));
-}
-
-static bool is_text_key(enum key k)
-{
-	return k == KEY_HOME_RECORD || k == KEY_RECORD || k == KEY_STATE;
-}
-
-/* Keys under which the helper may put descriptors. */
-static bool is_fd_key(enum key k)
-{
-	return k == KEY_HOME_FD || k == KEY_SESSION_FD || k == KEY_INHIBIT_FD;
-}
-
-/* *fd: a memfd to send along, or -1. */
-static enum why on_load(struct call *c, const char *key, int *fd)
-{
-	enum kind kind;
-	const char *text;
-	int rc;
-
-	if (!is_text_key(key_of(key)) && key_of(key) != KEY_HOME_FD && key_of(key) != KEY_OTHER_FD &&
-	    (key_of(key) != KEY_LIMIT || c->ch.phase != OPEN))
-		return BREACH;
-	rc = data_load(c->pamh, key, &kind, &text);
-	if (kind == KIND_HELD)
-		c->reference = true;
-	if (text != NULL && strlen(text) > BIG_VALUE) {
-		*fd = memfd_of(text, strlen(text));
-		text = NULL;
-		if (*fd < 0) {
-			rc = PAM_BUF_ERR;
-			kind = KIND_NOTHING;
-		}
-	}
-	channel_begin(&c->ch, F_VALUE);
-	put_int(&c->ch, 1, 4, (uint32_t)rc);
-	put_int(&c->ch, 2, 1, kind);
-	put_text(&c->ch, 3, text);
+	answer(c, F_TOKEN, rc);
+	if (rc == PAM_SUCCESS)
+		put_text(&c->ch, 2, token);
 	return FINE;
 }
 
-static enum why on_store(struct call *c, const char *key, struct frame *f)
+static enum why on_putenv(struct call *c, const char *kv)
 {
-	const char *text = get_text(f, 3, 0, FRAME_MAX);
-	char *copy;
-	uint32_t kind;
+	static const char *const outside_open[] = { "XDG_AREA", "XDG_SESSION_INCOMPLETE", "HOME", "SHELL" };
+	size_t n = strcspn(kv, "=");
+	bool known = c->ch.phase == OPEN;
 
-	if (++c->stores > MAX_STORES || !get_int(f, 2, 1, &kind) || !is_text_key(key_of(key)))
+	for (size_t i = 0; i < COUNT(outside_open); i++)
+		known = known || (strlen(outside_open[i]) == n && memcmp(outside_open[i], kv, n) == 0);
+	if (!known || strspn(kv, LETTERS) == 0 || strspn(kv, LETTERS "0123456789") != n)
 		return BREACH;
-	if (kind == KIND_MARK && key_of(key) == KEY_HOME_RECORD && !f->field[3].set && f->fd < 0)
-		return ack(c, data_store_mark(c->pamh, key));
-	if (kind != KIND_TEXT || f->field[3].set == (f->fd >= 0) || (f->field[3].set && text == NULL))
-		return BREACH;
-	copy = text != NULL ? strdup(text) : text_of_memfd(f->fd);
-	return copy != NULL ? ack(c, data_store_text(c->pamh, key, copy)) : BREACH;
+	return answer(c, F_ACK, pam_putenv(c->pamh, kv));
 }
 
-static enum why on_store_fd(struct call *c, const char *key, struct frame *f)
+/* *fd: what goes along, or -1: a memfd, or the terminal of the session, which
+ * is that of standard output until one is stored. */
+static enum why on_load(struct call *c, const struct rule *rule, const char *key, int *fd)
+{
+	struct stored s;
+	int rc;
+
+	if (!(rule->load & BIT(c->ch.phase)))
+		return BREACH;
+	rc = data_load(c->pamh, key, &s);
+	if (rule->form == REFERENCE || rule->form == OTHER_REFERENCE) {
+		c->reference = c->reference || s.kind == KIND_HELD;
+	} else if (rule->form == TERMINAL) {
+		if (s.fd >= 0)
+			*fd = fcntl(s.fd, F_DUPFD_CLOEXEC, 3);
+		else if (c->ch.phase == OPEN && isatty(1))
+			*fd = lift(open("/proc/self/fd/1", O_PATH | O_CLOEXEC));
+		s.kind = *fd >= 0 ? KIND_HELD : KIND_NOTHING;
+	} else if (s.text != NULL && strlen(s.text) > BIG_VALUE) {
+		*fd = memfd_of(s.text);
+		s.text = NULL;
+		if (*fd < 0)
+			rc = PAM_BUF_ERR;
+		s.kind = *fd >= 0 ? KIND_TEXT : KIND_NOTHING;
+	}
+	answer(c, F_VALUE, rc);
+	put_int(&c->ch, 2, 1, s.kind);
+	put_text(&c->ch, 3, s.text);
+	return FINE;
+}
+
+static enum why on_store(struct call *c, const struct rule *rule, const char *key, const struct frame *f)
+{
+	const char *text = f->field[3].text;
+	char *copy;
+
+	if (++c->stores > MAX_STORES || (rule->form != TEXT && rule->form != RECORD))
+		return BREACH;
+	if (f->field[2].n == KIND_MARK && rule->form == RECORD && text == NULL && f->fd < 0)
+		return answer(c, F_ACK, data_store_mark(c->pamh, key));
+	if (f->field[2].n != KIND_TEXT || (text != NULL) == (f->fd >= 0))
+		return BREACH;
+	copy = text != NULL ? strdup(text) : text_of_memfd(f->fd);
+	return copy != NULL ? answer(c, F_ACK, data_store_text(c->pamh, key, copy)) : BREACH;
+}
+
+static enum why on_store_fd(struct call *c, const struct rule *rule, const char *key, struct frame *f)
 {
 	int rc;
 
-	if (c->fds >= MAX_STORED_FDS || !is_fd_key(key_of(key)) || (key_of(key) != KEY_HOME_FD && c->ch.phase != OPEN))
+	if (c->fds >= MAX_STORED_FDS || rule->form == TEXT || rule->form == RECORD)
 		return BREACH;
 	rc = data_store_fd(c->pamh, key, f->fd);
 	f->fd = -1;
@@ -345,49 +266,58 @@ static enum why on_store_fd(struct call *c, const char *key, struct frame *f)
 		return BREACH;
 	if (rc == PAM_SUCCESS) {
 		snprintf(c->stored[c->fds++], KEY_ROOM, "%s", key);
-		c->reference = c->reference || key_of(key) == KEY_HOME_FD;
+		c->reference = c->reference || rule->form == REFERENCE;
 	}
-	return ack(c, rc);
+	return answer(c, F_ACK, rc);
 }
 
-static enum why on_drop(struct call *c, const char *key)
+static enum why on_key(struct call *c, struct frame *f, int *fd)
 {
-	if (key_of(key) == KEY_HOME_FD)
-		c->reference = false;
-	else if (!is_text_key(key_of(key)) && !is_fd_key(key_of(key)))
+	const char *key = f->field[1].text;
+	const struct rule *rule = rule_of(key);
+
+	if (rule == NULL)
 		return BREACH;
-	return ack(c, data_drop(c->pamh, key));
+	if (f->type == F_LOAD)
+		return on_load(c, rule, key, fd);
+	/* Whatever may be stored may be dropped, in any phase. */
+	if (!(rule->store & (f->type == F_DROP ? ALL : BIT(c->ch.phase))))
+		return BREACH;
+	if (f->type == F_STORE)
+		return on_store(c, rule, key, f);
+	if (f->type == F_STORE_FD)
+		return on_store_fd(c, rule, key, f);
+	if (rule->form == REFERENCE)
+		c->reference = false;
+	return answer(c, F_ACK, data_drop(c->pamh, key));
 }
 
+/* Each step although the one before failed. */
 static enum why on_apply(struct call *c, const struct frame *f)
 {
-	uint32_t failed;
+	const struct value *v = f->field;
+	uint32_t bits = 0;
 
-	if (!apply(&c->ch, f, &failed))
-		return BREACH;
-	ack(c, failed == 0 ? PAM_SUCCESS : PAM_SYSTEM_ERR);
-	put_int(&c->ch, 2, 4, failed);
+	if (v[1].set)
+		umask((mode_t)v[1].n);
+	errno = 0;
+	if (v[2].set && nice((int)(int32_t)v[2].n) == -1 && errno != 0)
+		bits |= FAILED_NICE;
+	if (v[4].set && !apply_ambient(v[4].n))
+		bits |= FAILED_AMBIENT;
+	if (v[5].set && !apply_bounding(v[5].n))
+		bits |= FAILED_BOUNDING;
+	answer(c, F_ACK, bits == 0 ? PAM_SUCCESS : PAM_SYSTEM_ERR);
+	put_int(&c->ch, 2, 4, bits);
 	return FINE;
 }
 
-static enum why on_tty_write(struct call *c, const struct frame *f)
-{
-	if (f->field[1].n == 0 || f->field[1].n > 512)
-		return BREACH;
-	return ack(c, tty_write(c->pamh, c->ch.phase, f->field[1].p, f->field[1].n));
-}
-
 /* A static helper cannot load the modules that know all users. */
-static enum why on_lookup(struct call *c, const struct frame *f)
+static enum why on_lookup(struct call *c, const char *name)
 {
-	const char *name = get_text(f, 1, 1, USER_MAX);
-	struct passwd *pw;
+	const struct passwd *pw = pam_modutil_getpwnam(c->pamh, name);
 
-	if (name == NULL)
-		return BREACH;
-	pw = pam_modutil_getpwnam(c->pamh, name);
-	channel_begin(&c->ch, F_PASSWD);
-	put_int(&c->ch, 1, 4, (uint32_t)(pw != NULL ? PAM_SUCCESS : PAM_USER_UNKNOWN));
+	answer(c, F_PASSWD, pw != NULL ? PAM_SUCCESS : PAM_USER_UNKNOWN);
 	if (pw != NULL) {
 		put_int(&c->ch, 2, 4, pw->pw_uid);
 		put_int(&c->ch, 3, 4, pw->pw_gid);
@@ -399,49 +329,36 @@ static enum why on_lookup(struct call *c, const struct frame *f)
 
 static enum why on_request(struct call *c, struct frame *f, int *fd)
 {
-	const char *key = NULL;
+	int64_t before = now_ms();
+	enum why w;
 
-	if (f->type >= F_LOAD && f->type <= F_DROP && (key = get_text(f, 1, 1, KEY_ROOM - 1)) == NULL)
-		return BREACH;
 	switch (f->type) {
-	case F_CONV: return on_conv(c, f);
-	case F_GET_TOKEN: return on_get_token(c, f);
-	case F_SET_TOKEN: return on_set_item(c, f);
-	case F_SET_USER: return on_set_item(c, f);
-	case F_PUTENV: return on_putenv(c, f);
-	case F_LOAD: return on_load(c, key, fd);
-	case F_STORE: return on_store(c, key, f);
-	case F_STORE_FD: return on_store_fd(c, key, f);
-	case F_DROP: return on_drop(c, key);
+	case F_CONV:
+	case F_GET_TOKEN:
+		if (++c->convs > MAX_CONVS)
+			return BREACH;
+		w = f->type == F_CONV ? on_conv(c, f) : on_get_token(c, f);
+		c->ch.over_at += now_ms() - before;
+		return w;
+	case F_SET_TOKEN: return answer(c, F_ACK, pam_set_item(c->pamh, PAM_AUTHTOK, f->field[2].text));
+	case F_SET_USER: return answer(c, F_ACK, pam_set_item(c->pamh, PAM_USER, f->field[1].text));
+	case F_PUTENV: return on_putenv(c, f->field[1].text);
 	case F_APPLY: return on_apply(c, f);
-	case F_TTY_WRITE: return on_tty_write(c, f);
-	default: return on_lookup(c, f);
+	case F_LOOKUP: return on_lookup(c, f->field[1].text);
+	default: return on_key(c, f, fd);
 	}
 }
 
-static enum why on_log(struct call *c, const struct frame *f)
+static enum why on_result(struct call *c, int rc, int *result)
 {
-	const char *text = get_text(f, 2, 0, 2048);
-	uint32_t priority;
-
-	if (text == NULL || !get_int(f, 1, 1, &priority) || priority > 7)
-		return BREACH;
-	pam_syslog(c->pamh, (int)priority, "%s", text);
-	return FINE;
-}
-
-static enum why on_result(struct call *c, const struct frame *f, int *result)
-{
-	uint32_t rc;
-
-	if (!get_int(f, 1, 4, &rc) || rc > 29 || rc == PAM_OPEN_ERR || rc == PAM_SYMBOL_ERR || rc == PAM_MODULE_UNKNOWN)
+	if (rc == PAM_OPEN_ERR || rc == PAM_SYMBOL_ERR || rc == PAM_MODULE_UNKNOWN)
 		return BREACH;
 	/* The interlock: whatever got into the helper, it lets nobody in
 	 * without the home. */
 	if (!c->reference && (((c->ch.phase == AUTH || c->ch.phase == ACCOUNT) && rc == PAM_SUCCESS) ||
 			      (c->ch.phase == ACCOUNT && rc == PAM_NEW_AUTHTOK_REQD)))
 		return BREACH;
-	*result = (int)rc;
+	*result = rc;
 	return FINE;
 }
 
@@ -449,11 +366,12 @@ static enum why on_result(struct call *c, const struct frame *f, int *result)
 static enum why serve(struct call *c, int *result)
 {
 	struct frame f;
-	enum why w;
+	enum why w = FINE;
 	int fd = -1;
 	bool due = false; /* an answer is ready: only log lines may come before it */
+	bool over = false;
 
-	for (;;) {
+	while (w == FINE && !over) {
 		w = channel_receive(&c->ch, &f, !due);
 		if (w == NOTHING) {
 			w = channel_send(&c->ch, fd);
@@ -462,23 +380,18 @@ static enum why serve(struct call *c, int *result)
 				close(fd);
 			fd = -1;
 		} else if (w == FINE) {
-			unsigned type = f.type;
-
-			if (type == F_LOG)
-				w = on_log(c, &f);
+			over = f.type == F_RESULT;
+			if (f.type == F_LOG)
+				pam_syslog(c->pamh, (int)f.field[1].n, "%s", f.field[2].text);
 			else if (due)
 				w = BREACH;
-			else if (type == F_RESULT)
-				w = on_result(c, &f, result);
+			else if (over)
+				w = on_result(c, (int)f.field[1].n, result);
 			else
 				w = on_request(c, &f, &fd);
+			due = due || f.type != F_LOG;
 			channel_done(&c->ch, &f);
-			if (type == F_RESULT)
-				break;
-			due = due || type != F_LOG;
 		}
-		if (w != FINE)
-			break;
 	}
 	if (fd >= 0)
 		close(fd);
@@ -494,18 +407,13 @@ static int with_helper(struct call *c, int flags, int argc, const char **argv)
 
 	for (int i = 0; i < argc; i++)
 		args += strlen(argv[i]) + 1;
-	c->ch.sock = -1;
 	c->ch.in = malloc(FRAME_MAX + 1);
 	c->ch.out = malloc(FRAME_MAX);
-	if (args > ARGS_MAX || c->ch.in == NULL || c->ch.out == NULL)
-		goto out;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+	if (args > ARGS_BYTES || c->ch.in == NULL || c->ch.out == NULL || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		goto out;
 	pair[0] = lift(pair[0]);
 	pair[1] = lift(pair[1]);
-	if (pair[0] < 0 || pair[1] < 0 || fcntl(pair[0], F_SETFL, O_NONBLOCK) < 0)
-		goto out;
-	if (!start_helper(pair[1]))
+	if (pair[0] < 0 || pair[1] < 0 || fcntl(pair[0], F_SETFL, O_NONBLOCK) < 0 || !start_helper(pair[1]))
 		goto out;
 	close(pair[1]);
 	pair[1] = -1;
@@ -518,10 +426,9 @@ static int with_helper(struct call *c, int flags, int argc, const char **argv)
 	if (w == DIED && c->ch.frames == 0)
 		w = NO_START;
 out:
-	if (pair[0] >= 0)
-		close(pair[0]);
-	if (pair[1] >= 0)
-		close(pair[1]);
+	for (int i = 0; i < 2; i++)
+		if (pair[i] >= 0)
+			close(pair[i]);
 	free(c->ch.in);
 	free(c->ch.out);
 	return w == FINE ? result : failed(c, w);
@@ -529,26 +436,25 @@ out:
 
 static int run(pam_handle_t *pamh, enum phase phase, int flags, int argc, const char **argv)
 {
-	bool whole = (phase == OPEN || phase == CLOSE) &&
-		     (has_arg(argc, argv, "register") || has_arg(argc, argv, "settings"));
 	struct call c = { .pamh = pamh, .ch = { .phase = phase } };
 	const char *user = NULL;
-	enum kind k;
+	bool whole = false; /* the session half, which is for everybody */
 	int rc;
 
-	if (phase == CLOSE && !whole && !data_refs(pamh))
+	for (int i = 0; i < argc && (phase == OPEN || phase == CLOSE); i++)
+		whole = whole || strcmp(argv[i], "register") == 0 || strcmp(argv[i], "settings") == 0;
+	if (phase == SETCRED || (phase == CLOSE && !whole && !data_refs(pamh)))
 		return PAM_SUCCESS;
 	rc = pam_get_user(pamh, &user, NULL);
 	if (rc != PAM_SUCCESS)
 		return rc == PAM_CONV_AGAIN || rc == PAM_INCOMPLETE ? PAM_CONV_ERR : rc;
 	if (user == NULL || user[0] == 0)
 		return PAM_SERVICE_ERR;
-	if (strlen(user) > USER_MAX)
-		return not_ours(phase);
-	if (!whole && (strcmp(user, "root") == 0 || strcmp(user, NOBODY) == 0 ||
-		       !((user[0] >= 'A' && user[0] <= 'Z') || (user[0] >= 'a' && user[0] <= 'z') || user[0] == '_') ||
-		       (data_for(pamh, HOME_RECORD, user, &k) && k == KIND_MARK)))
-		return not_ours(phase);
+	/* Names that are nobody's home cost no process. */
+	if (strlen(user) > USER_BYTES ||
+	    (!whole && (strcmp(user, "root") == 0 || strcmp(user, NOBODY) == 0 || strspn(user, LETTERS) == 0 ||
+			data_is(pamh, HOME_RECORD, user, KIND_MARK))))
+		return phase == OPEN || phase == CLOSE ? PAM_SUCCESS : PAM_USER_UNKNOWN;
 	/* A unit's child that has given up its rights: a release would be refused
 	 * to it, and what counts is that its reference ends. */
 	if (phase == CLOSE && !whole && geteuid() != 0) {
@@ -558,22 +464,15 @@ static int run(pam_handle_t *pamh, enum phase phase, int flags, int argc, const 
 	return with_helper(&c, flags, argc, argv);
 }
 
-EXPORT int pam_sm_setcred(pam_handle_t *pamh, int flags, int argc, const char **argv)
-{
-	(void)pamh;
-	(void)flags;
-	(void)argc;
-	(void)argv;
-	return PAM_SUCCESS;
-}
-
-#define HOOK(name, phase)                                                                 \
-	EXPORT int pam_sm_##name(pam_handle_t *pamh, int flags, int argc, const char **argv) \
-	{                                                                                 \
-		return run(pamh, phase, flags, argc, argv);                               \
+#define HOOK(name, phase)                                                    \
+	__attribute__((visibility("default"))) int pam_sm_##name(            \
+		pam_handle_t *pamh, int flags, int argc, const char **argv)  \
+	{                                                                    \
+		return run(pamh, phase, flags, argc, argv);                  \
 	}
 
 HOOK(authenticate, AUTH)
+HOOK(setcred, SETCRED)
 HOOK(acct_mgmt, ACCOUNT)
 HOOK(open_session, OPEN)
 HOOK(close_session, CLOSE)

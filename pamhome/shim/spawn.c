@@ -45,24 +45,14 @@ static long raw_clone(long flags)
 }
 
 /* glibc's own calls change the ids of all threads that it believes in, which
- * in this copy of the process do not exist. */
-static long raw_setresgid(gid_t g)
-{
-#ifdef SYS_setresgid32
-	return syscall(SYS_setresgid32, g, g, g);
-#else
-	return syscall(SYS_setresgid, g, g, g);
-#endif
-}
-
-static long raw_setresuid(uid_t u)
-{
+ * in this copy of the process do not exist. 32-bit systems have two of each. */
 #ifdef SYS_setresuid32
-	return syscall(SYS_setresuid32, u, u, u);
+#define RAW_SETRESGID SYS_setresgid32
+#define RAW_SETRESUID SYS_setresuid32
 #else
-	return syscall(SYS_setresuid, u, u, u);
+#define RAW_SETRESGID SYS_setresgid
+#define RAW_SETRESUID SYS_setresuid
 #endif
-}
 
 static void limit(int what, rlim_t value)
 {
@@ -79,6 +69,7 @@ static void limit(int what, rlim_t value)
 
 static _Noreturn void become_helper(int sock)
 {
+	static const int limits[] = { RLIMIT_AS, RLIMIT_DATA, RLIMIT_FSIZE, RLIMIT_CPU };
 	char *const argv[] = { (char *)"pamhome", NULL };
 	char *const envp[] = { NULL };
 	struct sigaction dfl = { .sa_handler = SIG_DFL };
@@ -87,13 +78,11 @@ static _Noreturn void become_helper(int sock)
 
 	/* ruid and euid must agree, or the helper runs in secure mode. */
 	if (geteuid() == 0) {
-		if (raw_setresgid(0) < 0 || raw_setresuid(0) < 0)
+		if (syscall(RAW_SETRESGID, 0, 0, 0) < 0 || syscall(RAW_SETRESUID, 0, 0, 0) < 0)
 			_exit(126);
-		limit(RLIMIT_AS, RLIM_INFINITY);
-		limit(RLIMIT_DATA, RLIM_INFINITY);
-		limit(RLIMIT_FSIZE, RLIM_INFINITY);
-		limit(RLIMIT_CPU, RLIM_INFINITY);
-	} else if (getegid() != getgid() && raw_setresgid(getgid()) < 0) {
+		for (size_t i = 0; i < COUNT(limits); i++)
+			limit(limits[i], RLIM_INFINITY);
+	} else if (getegid() != getgid() && syscall(RAW_SETRESGID, getgid(), getgid(), getgid()) < 0) {
 		_exit(126);
 	}
 	limit(RLIMIT_CORE, 0);
@@ -113,15 +102,9 @@ static _Noreturn void become_helper(int sock)
 	null = open("/dev/null", O_RDWR | O_NOCTTY);
 	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0)
 		_exit(126);
-	if (syscall(SYS_close_range, 4U, ~0U, 0U) < 0) {
-		struct rlimit r;
-		int top = 65536;
-
-		if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < (rlim_t)top)
-			top = (int)r.rlim_cur;
-		for (int fd = 4; fd < top; fd++)
+	if (syscall(SYS_close_range, 4U, ~0U, 0U) < 0)
+		for (int fd = 4; fd < 65536; fd++)
 			close(fd);
-	}
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	execve(HELPER, argv, envp);
 	_exit(127);

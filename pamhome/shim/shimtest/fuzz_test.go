@@ -42,11 +42,11 @@ func newFeeder(t testing.TB) *feeder {
 			t.Fatalf("cc: %v\n%s", err, out)
 		}
 	}
-	object := filepath.Join(dir, "settings.o")
-	cc("-fPIC", "-c", "-o", object, "-Dsyscall=fuzz_syscall", "-Dprctl=fuzz_prctl", "-Dnice=fuzz_nice",
-		"-include", "sys/syscall.h", "-include", "sys/prctl.h", "-include", "unistd.h", "-include", "testdata/fuzzhost.h", "../settings.c")
+	object := filepath.Join(dir, "capabilities.o")
+	cc("-fPIC", "-c", "-o", object, "-Dsyscall=fuzz_syscall", "-Dprctl=fuzz_prctl",
+		"-include", "sys/syscall.h", "-include", "sys/prctl.h", "-include", "unistd.h", "-include", "testdata/fuzzhost.h", "../capabilities.c")
 	module := filepath.Join(dir, "pam_home.so")
-	cc("-fPIC", "-shared", "-DFIRST_MS=200", "-DSILENCE_MS=100", "-DCALL_MS=400", "-o", module, "../pam_home.c", "../frame.c", "../data.c", object, "-lpam")
+	cc("-fPIC", "-shared", "-Dnice=fuzz_nice", "-include", "unistd.h", "-include", "testdata/fuzzhost.h", "-DFIRST_MS=200", "-DSILENCE_MS=100", "-DCALL_MS=400", "-o", module, "../pam_home.c", "../frame.c", "../data.c", object, "-lpam")
 	cc("-rdynamic", "-o", filepath.Join(dir, "fuzzhost"), "testdata/fuzzhost.c", "-lpam")
 	text := ""
 	for _, kind := range []string{"auth", "account", "session", "password"} {
@@ -111,7 +111,7 @@ func FuzzShim(f *testing.F) {
 			{said(2, packet(22, text(1, record), field(2, byte(1)))), said(3, packet(22, text(1, record), field(2, byte(1)))), result(7)},
 			{said(0, packet(18, field(1, byte(1)), text(2, "pw"))), said(0, packet(19, text(1, "ann2"))), said(0, packet(20, text(1, "XDG_AREA=x"))), result(7)},
 			{said(0, packet(17, field(1, byte(1)), field(2, byte(0)))), said(0, packet(17, field(1, byte(1)), field(2, byte(1)), text(3, "new password: "))), result(0)},
-			{said(0, packet(25, field(1, 0o22), field(2, 1), field(3, strings.Repeat("x", 20)), field(4, uint64(1)), field(5, uint64(1)))), said(0, packet(26, text(1, "mark"))), said(0, packet(27, text(1, "root"))), result(0)},
+			{said(0, packet(25, field(1, 0o22), field(2, 1), field(3, strings.Repeat("x", 20)), field(4, uint64(1)), field(5, uint64(1)))), said(0, packet(21, text(1, "hearth-tty-fd"))), said(6, packet(23, text(1, "hearth-tty-fd"))), said(0, packet(27, text(1, "root"))), result(0)},
 			{said(0, packet(28, field(1, byte(6)), text(2, "line"))), said(4, packet(23, text(1, refKey))), result(0)},
 			{said(5, packet(21, text(1, refKey))), result(0)},
 		} {

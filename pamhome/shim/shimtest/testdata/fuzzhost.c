@@ -95,6 +95,7 @@ EXPORT bool start_helper(int sock)
 		case 2: fds[n_fds++] = memfd(true); break;
 		case 3: fds[n_fds++] = memfd(false); break;
 		case 4: fds[n_fds++] = fifo(); fds[n_fds++] = fifo(); break;
+		case 6: fds[n_fds++] = open("/dev/null", O_RDWR | O_CLOEXEC); break;
 		case 5: while (n_fds < 6) fds[n_fds++] = memfd(true); break;
 		}
 		if (n_fds > 0) {

@@ -1,4 +1,4 @@
-/* What settings.c calls in place of what would change the process. */
+/* What the module calls in place of what would change the process. */
 long fuzz_syscall(long n, ...);
 int fuzz_prctl(int what, ...);
 int fuzz_nice(int by);
