@@ -1,11 +1,13 @@
 package shimtest
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,15 +48,21 @@ func TestInterlock(t *testing.T) {
 	}
 }
 
+// breaches are scripts that depart from the tables of frames.
+var breaches = []string{
+	"short", "length", "flags", "type", "missing", "twice", "half", "too-long", "huge", "nul", "style", "empty-conv",
+	"key", "key-no-name", "key-long", "limit", "store-fd-key", "mark-state", "no-text", "text-and-fd", "env-name", "env-digit",
+	"fd-conv", "two-fds", "six-fds", "no-fd", "not-fifo", "not-memfd", "memfd-open", "memfd-nul", "memfd-big", "answer",
+	"prompt-64k", "number-size", "user-long", "priority", "logs", "convs", "loads", "refs", "stores", "two-requests",
+	// a helper that is gone
+	"exit", "exit-ref", "killed", "killed-request", "killed-answer", "killed-conv",
+}
+
 // TestBreach: every departure from the tables ends the call as if there were
 // no helper, in each phase, and takes along what it brought.
 func TestBreach(t *testing.T) {
 	b := scripted(t, "")
-	for _, s := range []string{
-		"short", "length", "flags", "type", "missing", "twice", "half", "too-long", "huge", "nul", "style", "empty-conv",
-		"key", "key-no-name", "limit", "store-fd-key", "mark-state", "no-text", "env-name", "env-digit", "fd-conv",
-		"two-fds", "no-fd", "not-fifo", "not-memfd", "answer", "logs", "convs", "loads", "refs", "two-requests",
-	} {
+	for _, s := range breaches {
 		out := b.script(s, "-a", "x", "svc", "ann", "auth", "fds")
 		if !strings.HasSuffix(out, result("auth", "AUTHINFO_UNAVAIL")+"\nfds end\n") {
 			t.Errorf("%s:\n%s", s, out)
@@ -91,7 +99,20 @@ func TestNoHelper(t *testing.T) {
 		result("setcred", "SUCCESS"), result("auth", "AUTHINFO_UNAVAIL"), result("acct", "SERVICE_ERR"),
 		result("open", "SUCCESS"), result("close", "SUCCESS"), result("chau", "AUTHTOK_ERR"))
 	// Names that are nobody's home cost no process.
-	for _, user := range []string{"root", "nobody", "0day", "-x", "ä"} {
+	users := []string{"root", "nobody", "0day", "-x", "ä", strings.Repeat("a", 1025)}
+	for first := 1; first < 256; first++ {
+		if c := byte(first); (c|0x20 < 'a' || c|0x20 > 'z') && c != '_' {
+			users = append(users, string([]byte{c}), string([]byte{c, 'a'}))
+		}
+	}
+	args := []string{"svc", "ann"}
+	for _, user := range users[6:] {
+		args = append(args, "user="+user, "auth")
+	}
+	if out := b.login(append(args, "fds")...); strings.Count(out, "auth = PAM_USER_UNKNOWN") != len(users)-6 || !strings.HasSuffix(out, "\nfds end\n") {
+		t.Errorf("of %d names some are not refused:\n%q", len(users)-6, out)
+	}
+	for _, user := range users[:6] {
 		out := b.login("svc", user, "auth", "acct", "open", "chau")
 		if strings.Count(out, "USER_UNKNOWN") != 3 || strings.Count(out, "SUCCESS") != 1 {
 			t.Errorf("%s:\n%s", user, out)
@@ -159,7 +180,7 @@ func TestHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(t, b.login("none", "ann", "dlopen=1000:"+b.module, "fds"), "dlopen: left 0", "fds end")
-	for _, phase := range []struct{ op, code string }{{"acct", "SUCCESS"}, {"open", "SUCCESS"}, {"close", "SUCCESS"}} {
+	for _, phase := range []struct{ op, code string }{{"acct", "SUCCESS"}, {"open", "SUCCESS"}, {"close", "SUCCESS"}, {"auth", "SUCCESS"}, {"setcred", "SUCCESS"}, {"chau", "AUTHTOK_ERR"}} {
 		expect(t, b.script("ref", "svc", "ann", "auth", "fork:"+phase.op, "fds"), result("auth", "SUCCESS"), result(phase.op, phase.code), "fd fifo cloexec", "fds end")
 	}
 
@@ -180,6 +201,11 @@ func TestHostAsRoot(t *testing.T) {
 	// A daemon that took the user's id for the files and kept root's beside.
 	expect(t, b.script("identity", "svc", "ann", "setuid=65534", "auth"), result("auth", "AUTHINFO_UNAVAIL"))
 	expect(t, b.script("ref", "svc", "ann", "auth", "setuid=65534", "close", "fds"), result("auth", "SUCCESS"), result("close", "SUCCESS"), "fds end")
+	// A set-user-ID program of root's lends the helper root's ids.
+	out := b.script("identity", "svc", "ann", "ruid=65534", "auth")
+	if !strings.Contains(out, "'uid 0/0 gid 0/0'") {
+		t.Errorf("the helper is\n%s", out)
+	}
 	// Small limits are the login program's, not the helper's. Without the
 	// power to raise a hard limit there is no helper.
 	want := "AUTHINFO_UNAVAIL"
@@ -234,12 +260,99 @@ func TestValues(t *testing.T) {
 	expect(t, b.script("token", "-a", "NULL", "svc", "ann", "auth"),
 		"  conv n=1 PROMPT_ECHO_OFF 'Password: ' -> 'NULL'", "  conv n=1 TEXT_INFO       'answer 010400000000000000'",
 		"auth = PAM_AUTH_ERR PAM_USER='ann2'")
+	// Nor does a conversation function that gives no room for an answer.
+	expect(t, b.script("token", "-a", "NOTHING", "svc", "ann", "auth"),
+		"  conv n=1 PROMPT_ECHO_OFF 'Password: ' -> 'NOTHING'", "  conv n=1 TEXT_INFO       'answer 010400000000000000'",
+		"auth = PAM_AUTH_ERR PAM_USER='ann2'")
 	out := b.script("new-token", "-a", "n", "-a", "n", "svc", "ann", "chau")
 	for _, want := range []string{"'New password: ' -> 'n'", "'Retype new password: ' -> 'n'", "'token 01040000000000000002010000006e'", result("chau", "SUCCESS")} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
 	}
+}
+
+// TestPhases: each frame counts in its phases only, and each phase ends with
+// its own result when one does not.
+func TestPhases(t *testing.T) {
+	b := scripted(t, "")
+	failure := map[string]string{"auth": "AUTHINFO_UNAVAIL", "acct": "SERVICE_ERR", "open": "SUCCESS", "close": "SUCCESS", "chau": "AUTHTOK_ERR"}
+	allowed := map[string]string{
+		"CONV": "auth acct open close chau", "GET_TOKEN": "chau", "SET_TOKEN": "auth", "SET_USER": "auth acct open chau",
+		"PUTENV": "auth acct open", "LOAD": "auth acct open close chau", "STORE": "auth acct open chau", "STORE_FD": "auth acct open",
+		"DROP": "auth acct open close chau", "APPLY": "open", "TTY_WRITE": "", "LOOKUP": "open", "LOG": "auth acct open close chau",
+	}
+	args := []string{"-a", "n", "svc", "ann"}
+	var want []string
+	for name, phases := range allowed {
+		service := strings.ToLower(name) // as libpam does
+		b.service(service, "settings script=only-"+name)
+		for op, code := range failure {
+			if slices.Contains(strings.Fields(phases), op) {
+				code = "AUTH_ERR"
+			}
+			// A handle each: libpam remembers how opening a session went.
+			args = append(args, "service="+service, op)
+			want = append(want, fmt.Sprintf("%s: %s", name, result(op, code)))
+		}
+	}
+	b.service("svc", "")
+	var got []string
+	for line := range strings.Lines(b.login(append(args, "fds")...)) {
+		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "conv ") {
+			got = append(got, line)
+		}
+	}
+	if len(got) != len(want)+1 || got[len(want)] != "fds end" {
+		t.Fatalf("%d lines, want %d: %q", len(got), len(want)+1, got)
+	}
+	for i, w := range want {
+		if _, line, _ := strings.Cut(w, ": "); line != got[i] {
+			t.Errorf("%s, got %s", w, got[i])
+		}
+	}
+	expect(t, b.script("after-result", "svc", "ann", "auth", "fds"), result("auth", "SUCCESS"), "fd fifo cloexec", "fds end")
+}
+
+// everything runs every breach, and every hook as it should be, in one login
+// program.
+func everything(b *bench) []string {
+	for i := range 8 {
+		b.service(fmt.Sprint("ok", i), "settings script="+[]string{"ref", "held", "big", "mark", "env", "token", "new-token", "tty"}[i])
+	}
+	args := []string{"-a", "x", "-a", "n", "-a", "n", b.dir, "ok0", "ann"}
+	for _, s := range breaches {
+		b.service(s, "script="+s)
+		args = append(args, "service="+s, "auth")
+	}
+	for i := range 8 {
+		args = append(args, fmt.Sprint("service=ok", i), "auth", "acct", "setcred", "open", "close", "chau")
+	}
+	return append(args, "service=ok0", "fds")
+}
+
+func everyBreach(t *testing.T, out string) {
+	t.Helper()
+	if n := strings.Count(out, "auth = PAM_AUTHINFO_UNAVAIL"); n < len(breaches) || !strings.HasSuffix(out, "\nfds end\n") || strings.Contains(out, "fd fifo") {
+		t.Errorf("%d of %d breaches end the call\n%s", n, len(breaches), out)
+	}
+}
+
+// TestSanitizers: nothing of it reads, writes or loses memory that it should
+// not, says gcc.
+func TestSanitizers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	b := scripted(t, "-fsanitize=address,undefined -fno-sanitize-recover=all")
+	cmd := exec.Command(b.host, everything(b)...)
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "ASAN_OPTIONS=detect_leaks=1"}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+		return
+	}
+	everyBreach(t, string(out))
 }
 
 // TestLeaks: a thousand logins leave nothing in the login program.
@@ -256,6 +369,13 @@ func TestLeaks(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
+	cmd = exec.Command("valgrind", append(slices.Clone(cmd.Args[1:6]), append([]string{b.host}, everything(b)...)...)...)
+	cmd.Env = []string{"PATH=/usr/bin:/bin"}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	everyBreach(t, string(out))
 }
 
 // mayRaiseLimits reports whether we have CAP_SYS_RESOURCE.

@@ -70,9 +70,18 @@ func build(t *testing.T, helper, defs string) *bench {
 		dir = filepath.Join(buildRoot, fmt.Sprint(len(built)))
 		out, err := exec.Command("make", "-s", "-C", "..", "OUT="+dir, "HELPER="+helper, "DEFS="+defs).CombinedOutput()
 		if err != nil {
+			if strings.Contains(string(out), "asan") {
+				testenv.Need(t, "the libraries of gcc's sanitizers")
+			}
 			t.Fatalf("make: %v\n%s", err, out)
 		}
-		out, err = exec.Command("cc", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-pthread", "-o", filepath.Join(dir, "host"), "testdata/host.c", "-lpam").CombinedOutput()
+		args := []string{"-Wall", "-Wextra", "-Werror", "-O1", "-g", "-pthread", "-o", filepath.Join(dir, "host"), "testdata/host.c", "-lpam"}
+		for _, def := range strings.Fields(defs) {
+			if strings.HasPrefix(def, "-fsanitize") {
+				args = append(args, def) // its library comes before all others
+			}
+		}
+		out, err = exec.Command("cc", args...).CombinedOutput()
 		if err != nil {
 			if strings.Contains(string(out), "pam_start_confdir") {
 				testenv.Need(t, "libpam with pam_start_confdir")
@@ -232,6 +241,20 @@ func (r *raw) storeRef() {
 	r.receive()
 }
 
+const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+
+func (r *raw) storeMemfd(data string, with int) {
+	fd, _ := unix.MemfdCreate("x", unix.MFD_ALLOW_SEALING|unix.MFD_CLOEXEC)
+	_, _ = unix.Write(fd, []byte(data))
+	_, _ = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, with)
+	r.send(packet(22, text(1, "systemd-user-record-ann"), field(2, byte(1))), fd)
+}
+
+func die() {
+	_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	select {}
+}
+
 func text(tag byte, s string) []byte { return field(tag, s) }
 
 // scripts are the ways in which a helper behaves.
@@ -262,6 +285,21 @@ var scripts = map[string]func(r *raw, phase byte){
 		r.send(packet(24, field(1, refKey)))
 		r.receive()
 		r.result(0)
+	},
+	// Killed with nothing said, with a request not answered, with an answer not
+	// read, in the middle of the conversation.
+	"killed":         func(r *raw, _ byte) { die() },
+	"killed-request": func(r *raw, _ byte) { r.send(packet(21, text(1, refKey))); die() },
+	"killed-answer":  func(r *raw, _ byte) { r.storeRef(); r.send(packet(21, text(1, refKey))); r.receive(); die() },
+	"killed-conv":    func(r *raw, _ byte) { r.send(packet(16, field(1, byte(1)), text(2, "slow"))); die() },
+	// What comes after the result is dropped unread.
+	"after-result": func(r *raw, _ byte) {
+		r.storeRef()
+		r.send(packet(28, field(1, byte(7)), text(2, "one, two")))
+		unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+		r.result(0)
+		r.send(packet(77))
+		r.send(packet(29, field(1, 7)), fifo())
 	},
 	"result-1":  func(r *raw, _ byte) { r.storeRef(); r.result(1) },
 	"result-28": func(r *raw, _ byte) { r.storeRef(); r.result(28) },
@@ -312,7 +350,19 @@ var scripts = map[string]func(r *raw, phase byte){
 	"no-fd":        func(r *raw, _ byte) { r.send(packet(23, text(1, refKey))) },
 	"not-fifo":     func(r *raw, _ byte) { r.send(packet(23, text(1, refKey)), 0) },
 	"not-memfd":    func(r *raw, _ byte) { r.send(packet(22, text(1, "hearth-home-state-ann"), field(2, byte(1))), fifo()) },
-	"answer":       func(r *raw, _ byte) { r.send(packet(2, field(1, 0))) },
+	"six-fds":      func(r *raw, _ byte) { r.send(packet(23, text(1, refKey)), 0, 0, 0, 0, 0, 0) },
+	"prompt-64k":   func(r *raw, _ byte) { r.send(packet(16, field(1, byte(1)), text(2, strings.Repeat("x", 65536-8-11)))) },
+	"memfd-open":   func(r *raw, _ byte) { r.storeMemfd("{}", 0) },
+	"memfd-nul":    func(r *raw, _ byte) { r.storeMemfd("a\x00b", seals) },
+	"memfd-big":    func(r *raw, _ byte) { r.storeMemfd(strings.Repeat("x", 4<<20+1), seals) },
+	"text-and-fd": func(r *raw, _ byte) {
+		r.send(packet(22, text(1, "hearth-home-state-ann"), field(2, byte(1)), text(3, "x")), fifo())
+	},
+	"number-size": func(r *raw, _ byte) { r.send(packet(29, field(1, byte(7)))) },
+	"user-long":   func(r *raw, _ byte) { r.send(packet(19, text(1, strings.Repeat("x", 1025)))) },
+	"priority":    func(r *raw, _ byte) { r.send(packet(28, field(1, byte(8)), text(2, "x"))) },
+	"key-long":    func(r *raw, _ byte) { r.send(packet(21, text(1, refKey+strings.Repeat("x", 256)))) },
+	"answer":      func(r *raw, _ byte) { r.send(packet(2, field(1, 0))) },
 
 	"apply-umask":  func(r *raw, _ byte) { r.send(packet(25, field(1, 0o1000))) },
 	"apply-twice":  func(r *raw, _ byte) { r.send(packet(25, field(1, 0), field(1, 0))) },
@@ -409,6 +459,12 @@ var scripts = map[string]func(r *raw, phase byte){
 			r.receive()
 		}
 	},
+	"stores": func(r *raw, _ byte) {
+		for range 65 {
+			r.send(packet(22, text(1, "hearth-home-state-ann"), field(2, byte(1)), text(3, "x")))
+			r.receive()
+		}
+	},
 	"refs": func(r *raw, _ byte) {
 		for range 9 {
 			r.storeRef()
@@ -501,6 +557,36 @@ var scripts = map[string]func(r *raw, phase byte){
 	},
 }
 
+// wellFormed is one packet of every type.
+var wellFormed = map[string][]byte{
+	"CONV":      packet(16, field(1, byte(4)), text(2, "hello")),
+	"GET_TOKEN": packet(17, field(1, byte(1)), field(2, byte(0))),
+	"SET_TOKEN": packet(18, field(1, byte(1)), text(2, "tok")),
+	"SET_USER":  packet(19, text(1, "ann")),
+	"PUTENV":    packet(20, text(1, "XDG_AREA=x")),
+	"LOAD":      packet(21, text(1, "hearth-home-state-ann")),
+	"STORE":     packet(22, text(1, "hearth-home-state-ann"), field(2, byte(1)), text(3, "x")),
+	"STORE_FD":  packet(23, text(1, refKey)),
+	"DROP":      packet(24, text(1, "hearth-home-state-ann")),
+	"APPLY":     packet(25),
+	"TTY_WRITE": packet(26, text(1, "x")),
+	"LOOKUP":    packet(27, text(1, "root")),
+	"LOG":       packet(28, field(1, byte(7)), text(2, "x")),
+}
+
+// only sends one of them, and a result that is a refusal.
+func (r *raw) only(name string) {
+	var fds []int
+	if name == "STORE_FD" {
+		fds = []int{fifo()}
+	}
+	r.send(wellFormed[name], fds...)
+	if name != "LOG" {
+		r.receive()
+	}
+	r.result(7)
+}
+
 // fieldsOf returns the fields of a frame of the shim that have a tag.
 func fieldsOf(start []byte, tag byte) (list []string) {
 	for b := start[8:]; len(b) >= 5; {
@@ -538,6 +624,9 @@ func actHelper() int {
 		}
 	}
 	f := scripts[name]
+	if n, ok := strings.CutPrefix(name, "only-"); ok {
+		f = func(r *raw, _ byte) { r.only(n) }
+	}
 	if f == nil {
 		return 5
 	}

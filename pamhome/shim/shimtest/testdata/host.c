@@ -4,10 +4,12 @@
  *
  *   host [-a ANSWER] [-i ITEM=VALUE] [-e K=V] [-r] [-R] [-n] CONFDIR SERVICE USER OP...
  *
- * -a answers a prompt, NULL is success without an answer; -r refuses prompts,
+ * -a answers a prompt, NULL is success without an answer, NOTHING also without
+ * room for one; -r refuses prompts,
  * -R all messages, -n there is no conversation function.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -74,6 +76,12 @@ static int conv(int n, const struct pam_message **m, struct pam_response **r, vo
 		if (strcmp(m[0]->msg, "slow") == 0)
 			usleep(300000);
 		say(" -> '%s'", a);
+		if (strcmp(a, "NOTHING") == 0) {
+			free(*r);
+			*r = NULL;
+			say("\n");
+			return PAM_SUCCESS;
+		}
 		if (strcmp(a, "NULL") != 0)
 			(*r)[0].resp = strdup(a);
 	}
@@ -115,6 +123,19 @@ static void report(pam_handle_t *h, const char *op)
 	say("%s = PAM_%s PAM_USER='%s'\n", op, code(rc), user ? (const char *)user : "");
 }
 
+/* How many threads there are. */
+static int tasks(void)
+{
+	DIR *d = opendir("/proc/self/task");
+	int n = -2; /* . and .. */
+
+	while (d != NULL && readdir(d) != NULL)
+		n++;
+	if (d != NULL)
+		closedir(d);
+	return n;
+}
+
 /* What is open at 3 and above, FIFOs by that name, and whether exec keeps it. */
 static void fds(void)
 {
@@ -127,6 +148,8 @@ static void fds(void)
 		fstat(fd, &st);
 		say("fd %s%s\n", S_ISFIFO(st.st_mode) ? "fifo" : "other", flags & FD_CLOEXEC ? " cloexec" : "");
 	}
+	if (tasks() > 1)
+		say("threads %d\n", tasks());
 	say("fds end\n");
 }
 
@@ -201,6 +224,10 @@ int main(int argc, char **argv)
 
 		if (strncmp(op, "user=", 5) == 0) {
 			pam_set_item(h, PAM_USER, op + 5);
+		} else if (strncmp(op, "service=", 8) == 0) {
+			pam_end(h, 0);
+			if (pam_start_confdir(op + 8, argv[2], &c, argv[0], &h) != PAM_SUCCESS)
+				return 95;
 		} else if (strcmp(op, "fds") == 0) {
 			fds();
 		} else if (strcmp(op, "env") == 0) {
@@ -239,6 +266,9 @@ int main(int argc, char **argv)
 
 			setrlimit(RLIMIT_NPROC, &r);
 			if (setuid(65534) < 0)
+				return 96;
+		} else if (strncmp(op, "ruid=", 5) == 0) {
+			if (setresgid(atoi(op + 5), -1, -1) < 0 || setresuid(atoi(op + 5), -1, -1) < 0)
 				return 96;
 		} else if (strncmp(op, "setuid=", 7) == 0) {
 			if (setresuid(-1, atoi(op + 7), -1) < 0)
