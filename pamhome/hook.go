@@ -162,11 +162,11 @@ func (c *call) debug(format string, args ...any) {
 }
 
 // tell shows a line. Whether it was seen changes nothing; where nobody sits in
-// front, the journal has it.
+// front (units, cron), the journal has it.
 func (c *call) tell(style frame.Style, format string, args ...any) {
 	s, code := c.Conv.Converse(style, fmt.Sprintf(format, args...))
 	s.Close()
-	if code == frame.ConvErr && c.activated() {
+	if code == frame.ConvErr {
 		c.log(logNotice, format, args...)
 	}
 }

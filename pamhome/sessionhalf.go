@@ -162,9 +162,6 @@ func (c *call) harder(name string) string {
 // already, or none is wanted.
 func (c *call) createSession(ctx context.Context, v records.View, ch *session.Choice) (*login1.Reply, frame.Code) {
 	r := login1.Request{UID: v.UID, Leader: c.Start.Host, PID: c.Start.PID, Choice: *ch, Limits: c.sessionLimits()}
-	if len(ch.ExtraDevices) > 0 {
-		c.log(logWarning, "Extra device access is not passed on to the login manager.")
-	}
 	ctx, cancel := context.WithTimeout(ctx, registerTimeout)
 	defer cancel()
 	logins, err := c.logins(ctx)
@@ -196,6 +193,10 @@ func (c *call) createSession(ctx context.Context, v records.View, ch *session.Ch
 			return nil, frame.SessionErr
 		}
 	}
+	if made.NoDevices {
+		c.log(logWarning, "The login manager cannot be told of extra device access, or not beside session limits: %s is not granted.", strings.Join(ch.ExtraDevices, ":"))
+		ch.ExtraDevices = nil
+	}
 	c.note(c.current, func(s *state) { s.SessionID = made.ID })
 	return &made, frame.Success
 }
@@ -226,6 +227,7 @@ func (c *call) sessionEnv(v records.View, ch session.Choice, r *login1.Reply) st
 	}
 	for _, e := range []struct{ name, value string }{
 		{"XDG_SESSION_ID", r.ID}, {"XDG_SESSION_TYPE", ch.Type}, {"XDG_SESSION_CLASS", ch.Class}, {"XDG_SESSION_DESKTOP", ch.Desktop},
+		{"XDG_SESSION_EXTRA_DEVICE_ACCESS", strings.Join(ch.ExtraDevices, ":")},
 		{"XDG_SEAT", r.Seat}, {"XDG_VTNR", vt},
 	} {
 		if _, set := c.Start.Env(e.name); e.value != "" {

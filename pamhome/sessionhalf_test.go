@@ -144,6 +144,28 @@ func TestRegister(t *testing.T) {
 	}
 }
 
+// TestExtraDevices: what a session may use beyond its seat is asked for and
+// told, unless the login manager cannot be told of it.
+func TestExtraDevices(t *testing.T) {
+	for left, want := range map[bool]string{false: "XDG_SESSION_EXTRA_DEVICE_ACCESS=render:kvm", true: "XDG_SESSION_EXTRA_DEVICE_ACCESS "} {
+		l := booted(t, "bob", me(), "register")
+		l.env = append(l.env, "XDG_SESSION_EXTRA_DEVICE_ACCESS=:render::kvm")
+		l.sessions.reply.NoDevices = left
+		if code := l.run("open", 0); code != frame.Success {
+			t.Fatalf("open: %v\n%s", code, strings.Join(l.logs, "\n"))
+		}
+		if got := l.sessions.requests[0].Choice.ExtraDevices; !slices.Equal(got, []string{"render", "kvm"}) {
+			t.Errorf("asked for %q", got)
+		}
+		if got := l.envLine(); !strings.Contains(got, want) {
+			t.Errorf("the session has %s", got)
+		}
+		if told := strings.Contains(strings.Join(l.logs, "\n"), "render:kvm is not granted"); told != left {
+			t.Errorf("the log has %q", l.logs)
+		}
+	}
+}
+
 // TestOlderClass: a login manager that knows no new classes still gets a
 // session, unless the class was asked for by name.
 func TestOlderClass(t *testing.T) {

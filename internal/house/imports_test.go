@@ -60,8 +60,9 @@ var rules = []rule{
 	{"pamhome/frame", nil, "the wire knows no policy"},
 	{"pamhome/askpassword", nil, "a protocol of the system's: it knows no home and no login"},
 	{"pamhome/session", []string{"records"}, "what a session is to be is decided without asking anybody"},
-	{"pamhome/login1", []string{"pamhome/session"}, "the login manager's interface carries requests; it decides none"},
-	{"pamhome", []string{"records", "homed/home1", "pamhome/frame", "pamhome/askpassword", "pamhome/session", "pamhome/login1"}, "the helper speaks the bus only, so it works with systemd-homed as well"},
+	{"pamhome/varlink", nil, "a wire that knows no method"},
+	{"pamhome/login1", []string{"pamhome/session", "pamhome/varlink"}, "the login manager's interface carries requests; it decides none"},
+	{"pamhome", []string{"records", "homed/home1", "pamhome/frame", "pamhome/askpassword", "pamhome/session", "pamhome/login1", "pamhome/varlink"}, "the helper speaks the bus only, so it works with systemd-homed as well"},
 	{"pamhome/...", []string{"records", "homed/home1", "pamhome", "pamhome/..."}, "the helper speaks the bus only, so it works with systemd-homed as well"},
 
 	{"cmd/homed/system", nil, "files that are installed, and their test"},

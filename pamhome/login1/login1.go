@@ -35,6 +35,7 @@ type Request struct {
 	Leader *os.File // pidfd of the login program; nil: by PID
 	PID    uint32
 	Choice session.Choice
+	// Limits can be said on the bus only, Choice.ExtraDevices over varlink only.
 	Limits []session.Property
 }
 
@@ -45,6 +46,8 @@ type Reply struct {
 	UID         uint32
 	Seat        string
 	VTNr        uint32
+	// NoDevices: the extra devices that were asked for are not granted.
+	NoDevices bool
 	// Lifeline is the FIFO of a login manager before systemd 258, which must
 	// stay open in the login program; nil otherwise. The caller closes it.
 	Lifeline *os.File
@@ -72,8 +75,21 @@ type property struct {
 
 // CreateSession asks for a session. The reply comes when its scope, and for
 // most classes the user's service manager, stand: ctx must leave time for the
-// password that they may ask for.
+// password that they may ask for. Where the login manager cannot be told of
+// ExtraDevices, the reply says so.
 func (c *Client) CreateSession(ctx context.Context, r Request) (Reply, error) {
+	if len(r.Choice.ExtraDevices) > 0 && len(r.Limits) == 0 {
+		reply, err := createByVarlink(ctx, Socket, r)
+		if !errors.Is(err, errNoVarlink) {
+			return reply, err
+		}
+	}
+	reply, err := c.createByBus(ctx, r)
+	reply.NoDevices = len(r.Choice.ExtraDevices) > 0
+	return reply, err
+}
+
+func (c *Client) createByBus(ctx context.Context, r Request) (Reply, error) {
 	limits := []property{}
 	for _, p := range r.Limits {
 		limits = append(limits, property{p.Name, dbus.MakeVariant(p.Value)})
