@@ -96,7 +96,7 @@ func newMatcher(r *Record, s *Secrets, c *HashCache) (*matcher, error) {
 
 // password returns the password that fits a hash, nil if there is none.
 func (a *matcher) password(stored string) (*secret.Bytes, error) {
-	for _, p := range a.passwords {
+	for _, p := range a.cache.likelyFirst(stored, a.passwords) {
 		if ok, err := a.cache.check(stored, p); ok || err != nil {
 			return p, err
 		}

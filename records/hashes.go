@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	yescrypt "github.com/openwall/yescrypt-go"
@@ -117,6 +118,29 @@ func (c *HashCache) evaluate(stored string, p *secret.Bytes) (bool, error) {
 	case <-c.stop:
 		return false, fault.New(fault.Timeout, "check password", errors.New("asked to stop"))
 	}
+}
+
+// likelyFirst orders passwords by what is known of them: what fits the hash,
+// then what has fitted none so far, then what is the password of another hash.
+// A change of password so costs one evaluation of each hash, of the old record
+// and the new.
+func (c *HashCache) likelyFirst(stored string, passwords []*secret.Bytes) []*secret.Bytes {
+	rank := func(p *secret.Bytes) int {
+		at := 1
+		for _, k := range c.known {
+			switch {
+			case !k.ok || !k.p.Equal(p):
+			case k.hash == stored:
+				return 0
+			default:
+				at = 2
+			}
+		}
+		return at
+	}
+	list := slices.Clone(passwords)
+	slices.SortStableFunc(list, func(a, b *secret.Bytes) int { return rank(a) - rank(b) })
+	return list
 }
 
 func (c *HashCache) check(stored string, p *secret.Bytes) (bool, error) {

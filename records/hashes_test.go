@@ -264,6 +264,37 @@ func TestEachPairIsHashedOnce(t *testing.T) {
 	}
 }
 
+// TestHashesOfAChange: a change of password brings two passwords and meets two
+// records, and costs one evaluation of each one's hash, whatever the order in
+// which they come.
+func TestHashesOfAChange(t *testing.T) {
+	of := func(word string) string {
+		h, err := HashPassword(secretsOf(t, word).Passwords[0], rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	record := func(hash string) *Record {
+		return mustParse(t, []byte(`{"userName":"ann","privileged":{"hashedPassword":["`+hash+`"]}}`), HostFile)
+	}
+	before, after := record(of("old one")), record(of("new one"))
+	s := secretsOf(t, "new one", "old one")
+	got, err := vouched(after).EffectivePassphrases(s)
+	if err != nil || strings.Join(plains(t, got), "|") != "new one" {
+		t.Fatalf("%q, %v", plains(t, got), err)
+	}
+	secret.CloseAll(got)
+	for _, r := range []*Record{before, before, after} {
+		if err := RefusedBy(r, s, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	if s.cache.runs != 2 {
+		t.Errorf("%d evaluations, want 2", s.cache.runs)
+	}
+}
+
 func TestEffectivePassphrases(t *testing.T) {
 	recov := vouched(mustParse(t, read(t, fixtures, "records/recov/host.identity"), HostFile))
 	key := strings.TrimSpace(string(read(t, fixtures, "records/recov/recovery-key.txt")))

@@ -127,6 +127,9 @@ type Secrets struct {
 	cache     *HashCache
 }
 
+// Remember has s bring c wherever no cache is given: an operation has one.
+func (s *Secrets) Remember(c *HashCache) { s.cache = c }
+
 // ParseSecrets reads a secret section, a JSON object. nil is an empty one.
 // Fields that are not known or of a wrong type are ignored. section stays the
 // caller's. Fault: InvalidArgs for what is no JSON object.

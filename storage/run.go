@@ -42,6 +42,9 @@ type Host struct {
 	// DefaultStorage and DefaultFileSystemType are used for records that name
 	// none; empty means the built-in rule.
 	DefaultStorage, DefaultFileSystemType string
+	// RunDir is where what is remembered until the machine boots is kept; "":
+	// nowhere.
+	RunDir string
 	// Rand is the source of keys, UUIDs and temporary names; nil is crypto/rand.
 	Rand io.Reader
 	// Progress may be nil.
@@ -139,6 +142,7 @@ func Run(ctx context.Context, h Host, verb string, subject records.Subject, s *r
 	f.hashes = records.NewHashCache()
 	// Each may take some ten seconds, and nobody waits for the verdict any more.
 	f.hashes.StopOn(ctx.Done())
+	f.secrets.Remember(f.hashes)
 	f.secrets.StopOn(ctx.Done())
 	name := subject.Record().UserName()
 	if err := f.locate(backends); err != nil {
@@ -199,7 +203,7 @@ func (f *flow) locate(backends map[string]Backend) error {
 	}
 	f.area = Area{
 		View: *v, FullName: f.subject.Record().FullName(), Bound: bound, FileSystemTypeChosen: chosen,
-		HandLock: f.ImageLock, HaveLock: f.HaveImageLock,
+		HandLock: f.ImageLock, HaveLock: f.HaveImageLock, RunDir: f.RunDir,
 		Rand: f.Rand, Log: f.Log, Progress: f.Progress,
 	}
 	return nil

@@ -53,6 +53,8 @@ type Area struct {
 	HandLock func(*os.File) error
 	HaveLock bool
 
+	// RunDir is Host's.
+	RunDir   string
 	Rand     io.Reader
 	Log      *slog.Logger
 	Progress func(stage string, done, total uint64)

@@ -98,6 +98,7 @@ func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Up
 		HomeRoot:              r.Params.HomeRoot,
 		DefaultStorage:        r.Params.DefaultStorage,
 		DefaultFileSystemType: r.Params.DefaultFileSystemType,
+		RunDir:                r.Params.RunDir,
 		Log:                   log,
 		Progress:              up.Progress,
 		ImageLock:             up.ImageLock,

@@ -281,6 +281,7 @@ func (m *Manager) work(e *entry, s home.Start, subject records.Subject, secrets 
 			DefaultStorage:        m.Config.DefaultStorage,
 			DefaultFileSystemType: m.Config.DefaultFileSystemType,
 			HaveImageLock:         e.lock != nil,
+			RunDir:                m.Layout.RunDir,
 			KeepSize:              s.Call.Verb == home.DeactivateAll,
 			Keys:                  m.keys.public(),
 			BlobDir:               m.blobDir(e),

@@ -54,6 +54,8 @@ type Params struct {
 	HomeRoot              string
 	DefaultStorage        string
 	DefaultFileSystemType string
+	// RunDir holds what is remembered until the machine boots.
+	RunDir string
 	// HaveImageLock says that the daemon holds the lock on the image already.
 	HaveImageLock bool
 	// KeepSize: no home shrinks as it closes.

@@ -35,6 +35,7 @@ var rules = []rule{
 	{"storage/disk", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
 	{"storage/loop", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
 	{"storage/keyring", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
+	{"storage/memory", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
 	{"storage/mounts", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
 	{"storage/holders", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
 	{"storage/blobs", []string{"records", "storage/fsops"}, "one directory becomes another; which of them counts is the flow's to say"},
@@ -42,7 +43,7 @@ var rules = []rule{
 	{"storage/quota", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
 	{"storage/presence", []string{"storage/mounts", "storage/quota"}, "presence looks from outside; the daemon links it, so it must not be able to open a home"},
 	{"storage", []string{"records", "storage/dm", "storage/loop", "storage/keyring", "storage/mounts", "storage/fsops", "storage/blobs", "storage/quota", "storage/presence"}, "flows order steps; which backend does them is the worker's choice"},
-	{"storage/luks", []string{"records", "storage", "storage/luks2", "storage/gpt", "storage/disk", "storage/dm", "storage/loop", "storage/keyring", "storage/mounts", "storage/fsops"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
+	{"storage/luks", []string{"records", "storage", "storage/luks2", "storage/gpt", "storage/disk", "storage/dm", "storage/loop", "storage/memory", "storage/keyring", "storage/mounts", "storage/fsops"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
 	{"storage/directory", []string{"records", "storage", "storage/mounts", "storage/fsops"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
 	{"storage/subvolume", []string{"records", "storage", "storage/mounts", "storage/fsops", "storage/quota"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
 	{"storage/crashtest", []string{"storage/dm", "storage/loop"}, "it records disks; which operation is recorded, and what must come of it, is the tests'"},
@@ -73,6 +74,7 @@ var rules = []rule{
 	{"cmd/homelinger", []string{"homed/home1", "homed/config", "pamhome/askpassword", "records"}, "a bus client that asks; it opens no home itself"},
 	{"cmd/homeshell", []string{"homed/home1", "records", "pamhome/session"}, "the shell is a bus client that gives a session what its record says"},
 	{"vmtest", []string{"vmtest/..."}, "the harness looks at the product from outside"},
+	{"vmtest/cmd/kdftime", []string{"records", "storage/luks2", "storage/memory"}, "it times what the worker does with a header and a password"},
 	{"vmtest/...", []string{"vmtest", "vmtest/...", "records", "homed/home1"}, "guest tests look at the product from outside"},
 }
 

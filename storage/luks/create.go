@@ -19,6 +19,7 @@ import (
 	"hearth/storage/fsops"
 	"hearth/storage/gpt"
 	"hearth/storage/luks2"
+	"hearth/storage/memory"
 	"hearth/storage/mounts"
 )
 
@@ -305,6 +306,8 @@ func format(ctx context.Context, a storage.Area, s *storage.Setup, w window, r r
 		return nil, fmt.Errorf("draw volume key: %w", err)
 	}
 	derivation := pbkdf(a)
+	derivation.Costs = costs(a)
+	defer keepCosts(a, derivation.Costs)
 	a.Progress("format", 0, 0)
 	h, err := luks2.Format(w, luks2.Params{
 		Label: a.FullName, Subsystem: "systemd-home", UUID: r.luksUUID,
@@ -316,6 +319,7 @@ func format(ctx context.Context, a storage.Area, s *storage.Setup, w window, r r
 	}
 	h.StopOn(ctx.Done())
 	for i, p := range passphrases {
+		memory.Prepare(derivation.Memory())
 		if _, err := h.AddKeyslot(w, key, p, derivation); err != nil {
 			return nil, storage.SpaceFault(fmt.Sprintf("add keyslot %d", i), err)
 		}
@@ -327,7 +331,7 @@ func format(ctx context.Context, a storage.Area, s *storage.Setup, w window, r r
 // machine's memory, in KiB.
 func memoryCost(want uint64) uint32 {
 	kib := (want + 1023) / 1024
-	if half := memoryKiB() / 2; half > 0 {
+	if half := memory.Total() / 2; half > 0 {
 		kib = min(kib, half)
 	}
 	return uint32(min(kib, 4<<20))

@@ -169,7 +169,9 @@ func testRecipe() recipe {
 // mapper and no root.
 func image(t *testing.T, a storage.Area, passwords ...string) {
 	t.Helper()
-	*a.LUKS.PBKDFForceIterations = 1000
+	if n := a.LUKS.PBKDFForceIterations; n != nil {
+		*n = 1000
+	}
 	size := uint64(24 * mib)
 	a.DiskSize = &size
 	r := testRecipe()

@@ -7,9 +7,7 @@ import (
 	"math"
 	"math/bits"
 	"os"
-	"runtime"
 	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +18,7 @@ import (
 	"hearth/storage/gpt"
 	"hearth/storage/keyring"
 	"hearth/storage/luks2"
+	"hearth/storage/memory"
 	"hearth/storage/mounts"
 )
 
@@ -160,8 +159,8 @@ func (c *container) unlock(ctx context.Context, a storage.Area, s *storage.Setup
 	case len(cred.Passphrases) == 0:
 		return fault.New(fault.BadPassword, "open keyslot", errors.New("no passphrase given"))
 	default:
-		c.header.SetMemoryLimit(memoryKiB())
-		prefault(c.header.KDFMemory())
+		c.header.SetMemoryLimit(memory.Total()) // more would end in the out-of-memory killer
+		memory.Prepare(c.header.KDFMemory())
 		a.Progress("unlock", 0, 0)
 		key, _, err := c.header.Unlock(c.window, cred.Passphrases)
 		if err != nil {
@@ -180,39 +179,6 @@ func (c *container) unlock(ctx context.Context, a storage.Area, s *storage.Setup
 		}
 	}
 	return nil
-}
-
-// memoryKiB is the memory of this machine: a keyslot that asks for more would
-// end in the out-of-memory killer instead of an answer.
-func memoryKiB() uint64 {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return 0
-	}
-	return uint64(info.Totalram) * uint64(info.Unit) >> 10
-}
-
-// prefault has the kernel map n bytes of the heap at once and frees them for
-// the derivation that follows. Argon2 reads each page before it writes it; on
-// fresh memory that is two faults per page, in a process that lives for one
-// derivation a good part of its time.
-func prefault(n uint64) {
-	const most = 1 << 30
-	if n == 0 || n > most {
-		return
-	}
-	block := make([]byte, n)
-	page := uintptr(os.Getpagesize())
-	skip := int(-uintptr(unsafe.Pointer(unsafe.SliceData(block))) % page)
-	if skip < len(block) {
-		whole := block[skip : skip+(len(block)-skip)/int(page)*int(page)]
-		// Both are advice; without them it is only slower.
-		_ = unix.Madvise(whole, unix.MADV_HUGEPAGE)
-		_ = unix.Madvise(whole, unix.MADV_POPULATE_WRITE)
-	}
-	runtime.KeepAlive(block)
-	block = nil
-	runtime.GC()
 }
 
 // setUp makes the devices, checks and mounts the file system, and opens the

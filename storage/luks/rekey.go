@@ -10,6 +10,7 @@ import (
 	"hearth/internal/secret"
 	"hearth/storage"
 	"hearth/storage/luks2"
+	"hearth/storage/memory"
 )
 
 // Rekey implements storage.Backend. The volume key stays, so what is open
@@ -21,7 +22,10 @@ func (Backend) Rekey(ctx context.Context, s *storage.Setup, c *storage.Credentia
 		return errors.New("the setup has no LUKS2 header")
 	}
 	r := &rekeying{header: o.header, device: o.window, old: o.header.Keyslots()}
-	if err := r.add(ctx, s.VolumeKey, c.Passphrases, o.pbkdf); err != nil {
+	o.pbkdf.Costs = costs(o.area)
+	err := r.add(ctx, s.VolumeKey, c.Passphrases, o.pbkdf)
+	keepCosts(o.area, o.pbkdf.Costs)
+	if err != nil {
 		return err
 	}
 	s.OnRekey(r.retire, r.revert)
@@ -43,6 +47,7 @@ func (r *rekeying) add(ctx context.Context, volumeKey *secret.Bytes, passphrases
 	for i, passphrase := range passphrases {
 		err := ctx.Err()
 		if err == nil {
+			memory.Prepare(p.Memory())
 			if _, err = r.header.AddKeyslot(r.device, volumeKey, passphrase, p); err == nil {
 				continue
 			}

@@ -1,14 +1,11 @@
 package luks2
 
 import (
-	"crypto/pbkdf2"
 	"crypto/subtle"
 	"errors"
 	"fmt"
-	"runtime"
 	"strconv"
 	"time"
-	"unsafe"
 
 	"golang.org/x/crypto/argon2"
 
@@ -59,6 +56,8 @@ type PBKDF struct {
 	// ForceIterations sets the iterations of pbkdf2, or the passes of argon2,
 	// without measuring. 0 measures.
 	ForceIterations uint64
+	// Costs remember what measurements found; nil measures each time.
+	Costs *Costs
 }
 
 // kdf is a derivation as a keyslot states it.
@@ -148,39 +147,9 @@ func (k *kdf) derive(passphrase []byte, n int) ([]byte, error) {
 	case "pbkdf2":
 		return derivePBKDF2(k.hash, passphrase, k.salt, k.iterations, n)
 	case "argon2i":
-		prefault(k.memory)
 		return argon2.Key(passphrase, k.salt, uint32(k.passes), uint32(k.memory), uint8(k.threads), uint32(n)), nil
 	}
-	prefault(k.memory)
 	return argon2.IDKey(passphrase, k.salt, uint32(k.passes), uint32(k.memory), uint8(k.threads), uint32(n)), nil
-}
-
-func derivePBKDF2(hash string, passphrase, salt []byte, iterations uint64, n int) ([]byte, error) {
-	f, err := hashByName(hash)
-	if err != nil {
-		return nil, err
-	}
-	// The library takes a string. A conversion would leave a copy of the
-	// passphrase behind; the string below ends with the call.
-	return pbkdf2.Key(f, unsafe.String(unsafe.SliceData(passphrase), len(passphrase)), salt, int(iterations), n)
-}
-
-// prefaultAbove is where writing to each page first begins to pay.
-const prefaultAbove = 8 << 10 // KiB
-
-// prefault leaves memory of that size in the heap, each page written once.
-// argon2 reads its pages before it writes them, which takes two faults of each
-// page of fresh memory; memory that is there already takes none.
-func prefault(kib uint64) {
-	if kib < prefaultAbove {
-		return
-	}
-	mem := make([]byte, kib<<10)
-	for i := 0; i < len(mem); i += 4096 {
-		mem[i] = 1
-	}
-	runtime.KeepAlive(mem)
-	runtime.GC()
 }
 
 var errWrongKey = errors.New("the digest does not match")
@@ -239,6 +208,16 @@ func (p PBKDF) withDefaults() PBKDF {
 	return p
 }
 
+// Memory returns the most memory, in bytes, that deriving a new keyslot's key
+// takes.
+func (p PBKDF) Memory() uint64 {
+	p = p.withDefaults()
+	if p.Type == "pbkdf2" {
+		return 0
+	}
+	return uint64(p.MemoryKiB) << 10
+}
+
 // choose settles what a new keyslot is to cost, for n bytes of key. p has its
 // defaults.
 func (p PBKDF) choose(n int, salt []byte) (kdf, error) {
@@ -249,7 +228,7 @@ func (p PBKDF) choose(n int, salt []byte) (kdf, error) {
 		k.iterations = max(p.ForceIterations, minIterations)
 		if p.ForceIterations == 0 {
 			var err error
-			if k.iterations, err = measurePBKDF2(p.Hash, n, time.Duration(p.TimeMS)*time.Millisecond); err != nil {
+			if k.iterations, err = p.Costs.pbkdf2(p.Hash, n, p.TimeMS); err != nil {
 				return k, err
 			}
 		}
@@ -259,14 +238,50 @@ func (p PBKDF) choose(n int, salt []byte) (kdf, error) {
 		k.memory = max(uint64(p.MemoryKiB), 8*k.threads)
 		k.passes = max(p.ForceIterations, minPasses)
 		if p.ForceIterations == 0 {
-			if err := k.measure(n, time.Duration(p.TimeMS)*time.Millisecond); err != nil {
+			c := p.question(n)
+			found, err := p.Costs.of(c, func(o Cost) bool {
+				m := k
+				m.passes, m.memory = o.Iterations, o.MemoryKiB
+				return o.Iterations >= minPasses && o.MemoryKiB >= min(leastMeasuredKiB, k.memory) && o.MemoryKiB <= k.memory && m.check() == nil
+			}, func() (Cost, error) {
+				m := k
+				err := m.measure(n, time.Duration(p.TimeMS)*time.Millisecond)
+				c.Iterations, c.MemoryKiB = m.passes, m.memory
+				return c, err
+			})
+			if err != nil {
 				return k, err
 			}
+			k.passes, k.memory = found.Iterations, found.MemoryKiB
 		}
 	default:
 		return k, fmt.Errorf("key derivation %q: %w", p.Type, errFeature)
 	}
 	return k, k.check()
+}
+
+// question is what choose asks of Costs, for n bytes of key.
+func (p PBKDF) question(n int) Cost {
+	c := Cost{Type: p.Type, TimeMS: p.TimeMS, Bytes: n}
+	if p.Type == "pbkdf2" {
+		c.Hash = p.Hash
+	} else {
+		c.MostKiB, c.Threads = p.MemoryKiB, p.Threads
+	}
+	return c
+}
+
+// pbkdf2 returns how many iterations take so many ms.
+func (s *Costs) pbkdf2(hash string, n int, ms uint64) (uint64, error) {
+	c := PBKDF{Type: "pbkdf2", Hash: hash, TimeMS: ms}.question(n)
+	found, err := s.of(c, func(o Cost) bool {
+		return o.Iterations >= minIterations && o.Iterations <= maxIterations && o.MemoryKiB == 0
+	}, func() (Cost, error) {
+		var err error
+		c.Iterations, err = measurePBKDF2(hash, n, time.Duration(ms)*time.Millisecond)
+		return c, err
+	})
+	return found.Iterations, err
 }
 
 // measurePBKDF2 returns how many iterations take the time d.

@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"slices"
+	"time"
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
@@ -264,9 +265,13 @@ func (h *Header) AddKeyslot(d Device, volumeKey, passphrase *secret.Bytes, p PBK
 	if k.kdf, err = p.choose(k.areaKey, salt); err != nil {
 		return -1, fault.New(fault.NotSupported, op, err)
 	}
+	begin := time.Now()
 	material, err := h.seal(k, volumeKey, passphrase)
 	if err != nil {
 		return -1, err
+	}
+	if p.ForceIterations == 0 {
+		p.Costs.check(p.question(k.areaKey), time.Since(begin))
 	}
 	doc, err := h.docWithKeyslot(k)
 	if err != nil {

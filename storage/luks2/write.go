@@ -137,7 +137,7 @@ func (h *Header) emptyDoc(p Params, volumeKey *secret.Bytes) (object, error) {
 		return nil, fault.New(fault.NotSupported, "format LUKS2", err)
 	}
 	if p.PBKDF.ForceIterations == 0 {
-		if dg.iterations, err = measurePBKDF2(p.Hash, f().Size(), digestTime); err != nil {
+		if dg.iterations, err = p.PBKDF.Costs.pbkdf2(p.Hash, f().Size(), uint64(digestTime.Milliseconds())); err != nil {
 			return nil, err
 		}
 	}
