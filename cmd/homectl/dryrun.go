@@ -29,7 +29,7 @@ const (
 
 // rehearsals are the verbs that --dry-run can be given to because they can tell
 // what they would do, and those that do nothing anyway.
-var rehearsals = []string{"create", "update", "list", "inspect", "list-signing-keys", "get-signing-key", "ssh-authorized-keys", "help"}
+var rehearsals = []string{"create", "update", "list", "inspect", "list-signing-keys", "get-signing-key", "ssh-authorized-keys", "complete", "help"}
 
 // rehearsing settles how far the verb goes.
 func (c *command) rehearsing(verb string) error {

@@ -140,7 +140,7 @@ func (c *command) dispatch(ctx context.Context, args []string) error {
 	}
 	var known []string
 	for _, v := range all {
-		if v.name != "help" {
+		if v.group != "" {
 			known = append(known, v.name)
 		}
 	}

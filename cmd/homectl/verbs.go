@@ -45,6 +45,8 @@ func verbs() []verb {
 		{"rebalance", "", 0, 0, "Share free space out among home areas", otherVerbs, runRebalance},
 		{"firstboot", "", 0, 0, "Create the first user (not yet)", otherVerbs, notYet("firstboot")},
 		{"ssh-authorized-keys", "USER", 1, 1, "Print the SSH keys of a user record, for sshd", otherVerbs, runSSHAuthorizedKeys},
+		// For the shell's completion alone.
+		{"complete", "LINE WORD", 2, 2, "", "", runComplete},
 		{"help", "", 0, -1, "", "", func(c *command, _ context.Context, _ []string) error { c.help(); return nil }},
 	}
 }

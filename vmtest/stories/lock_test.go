@@ -40,6 +40,12 @@ func TestLock(t *testing.T) {
 		if got := p.state("ann") + " " + p.state("bea"); got != "locked active" {
 			t.Errorf("ann and bea are %s", got)
 		}
+		// As bash has it when TAB is pressed, from the file that was installed.
+		const press = `bash --norc -c '. /usr/local/share/bash-completion/completions/homectl
+			COMP_LINE="$1 " COMP_POINT=$((${#1} + 1)); _homectl homectl "" ""; echo "${COMPREPLY[@]}"' bash `
+		if got := p.MustSh(press + "'homectl unlock'; " + press + "'homectl deactivate'; " + press + "'homectl activate'"); got != "ann\nann bea\ndora" {
+			t.Errorf("completed are %q", got)
+		}
 		p.ok("unlock ann")
 		p.MustSh("systemctl stop sleeper.service")
 		p.becomes("ann", "inactive")

@@ -166,6 +166,10 @@ install_all() {
 	shared /usr/share/polkit-1/actions/org.freedesktop.home1.policy
 	put 644 "$here/org.freedesktop.home1.policy" /usr/share/polkit-1/actions/org.freedesktop.home1.policy
 
+	completion=$PREFIX/share/bash-completion/completions/homectl
+	[ "$PREFIX" != /usr ] || shared "$completion"
+	put 644 "$here/homectl.bash" "$completion"
+
 	fill 644 "$here/sshd.conf.in" "$PREFIX/share/doc/hearth/sshd.conf"
 	for m in "$top"/docs/man/*.[1-8]; do
 		[ -e "$m" ] || continue
