@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 )
 
 // The binary header, the first 4096 bytes of a copy. Integers are big endian,
@@ -118,6 +119,22 @@ func (h *binaryHeader) bytes(which int) []byte {
 // sumCopy returns the checksum over a copy of size bytes: head, whose checksum
 // bytes count as zero, then body, then zeros.
 func sumCopy(algorithm string, head, body []byte, size int64) ([]byte, error) {
+	s, err := beginSum(algorithm, head)
+	if err != nil {
+		return nil, err
+	}
+	s.Write(body)
+	for rest := size - binarySize - int64(len(body)); rest > 0; {
+		n := min(rest, int64(len(zeros)))
+		s.Write(zeros[:n])
+		rest -= n
+	}
+	return endSum(s), nil
+}
+
+// beginSum begins the checksum over a copy with its binary header. The JSON area
+// comes next.
+func beginSum(algorithm string, head []byte) (hash.Hash, error) {
 	f, err := hashByName(algorithm)
 	if err != nil {
 		// No feature that is missing: a copy that cannot be checked is invalid.
@@ -127,35 +144,51 @@ func sumCopy(algorithm string, head, body []byte, size int64) ([]byte, error) {
 	s.Write(head[:offChecksum])
 	s.Write(zeros[:endChecksum-offChecksum])
 	s.Write(head[endChecksum:binarySize])
-	s.Write(body)
-	for rest := size - binarySize - int64(len(body)); rest > 0; {
-		n := min(rest, int64(len(zeros)))
-		s.Write(zeros[:n])
-		rest -= n
-	}
-	return append(s.Sum(nil), make([]byte, max(0, endChecksum-offChecksum-s.Size()))...), nil
+	return s, nil
+}
+
+func endSum(s hash.Hash) []byte {
+	return append(s.Sum(nil), make([]byte, max(0, endChecksum-offChecksum-s.Size()))...)
 }
 
 // zeros is never written to.
 var zeros = make([]byte, 1<<16)
 
-// jsonText returns the JSON text at the start of a JSON area. Behind it only
-// NULs may follow, at least one; one newline is tolerated.
-func jsonText(area []byte) ([]byte, error) {
-	end := bytes.IndexByte(area, 0)
-	if end < 0 {
-		return nil, errors.New("JSON text fills its area")
-	}
-	// Mostly zeros, and megabytes of them.
-	for rest := area[end:]; len(rest) > 0; {
-		n := min(len(rest), len(zeros))
-		if !bytes.Equal(rest[:n], zeros[:n]) {
-			return nil, errors.New("bytes after the JSON text")
+// An area is a JSON area on its way in, in pieces: it is mostly zeros,
+// megabytes of them, which need not be in memory together.
+type area struct {
+	text []byte
+	end  bool // of the text, which its first NUL is
+	more bool // there is something behind it
+}
+
+func (a *area) write(p []byte) {
+	if !a.end {
+		n := bytes.IndexByte(p, 0)
+		if n < 0 {
+			a.text = append(a.text, p...)
+			return
 		}
-		rest = rest[n:]
+		a.text, a.end = append(a.text, p[:n]...), true
+		p = p[n:]
 	}
-	t := bytes.TrimSuffix(area[:end], []byte{'\n'})
-	if len(t) < 2 || t[0] != '{' || t[len(t)-1] != '}' {
+	for len(p) > 0 {
+		n := min(len(p), len(zeros))
+		a.more = a.more || !bytes.Equal(p[:n], zeros[:n])
+		p = p[n:]
+	}
+}
+
+// json returns the JSON text at the start of the area. Behind it only NULs may
+// follow, at least one; one newline is tolerated.
+func (a *area) json() ([]byte, error) {
+	t := bytes.TrimSuffix(a.text, []byte{'\n'})
+	switch {
+	case !a.end:
+		return nil, errors.New("JSON text fills its area")
+	case a.more:
+		return nil, errors.New("bytes after the JSON text")
+	case len(t) < 2 || t[0] != '{' || t[len(t)-1] != '}':
 		return nil, errors.New("JSON text is no object")
 	}
 	return t, nil

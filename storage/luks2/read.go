@@ -112,18 +112,24 @@ func readCopy(d io.ReaderAt, size int64, which int, at int64) (*found, error) {
 	if size-at < b.size {
 		return nil, fmt.Errorf("header of %d bytes at %d, the device ends at %d", b.size, at, size)
 	}
-	area := make([]byte, b.size-binarySize)
-	if err := readFull(d, area, at+binarySize); err != nil {
-		return nil, ioFault(err)
-	}
-	sum, err := sumCopy(b.algorithm, head, area, b.size)
+	s, err := beginSum(b.algorithm, head)
 	if err != nil {
 		return nil, err
 	}
-	if !equal(sum, b.checksum) {
+	var in area
+	piece := make([]byte, min(b.size-binarySize, int64(len(zeros))))
+	for from := int64(binarySize); from < b.size; from += int64(len(piece)) {
+		piece = piece[:min(int64(len(piece)), b.size-from)]
+		if err := readFull(d, piece, at+from); err != nil {
+			return nil, ioFault(err)
+		}
+		s.Write(piece)
+		in.write(piece)
+	}
+	if !equal(endSum(s), b.checksum) {
 		return nil, errors.New("checksum does not match")
 	}
-	t, err := jsonText(area)
+	t, err := in.json()
 	if err != nil {
 		return nil, err
 	}
