@@ -15,6 +15,7 @@ import (
 	"hearth/homed/worker"
 	"hearth/internal/fault"
 	"hearth/internal/secret"
+	"hearth/internal/steps"
 	"hearth/internal/testenv"
 	"hearth/records"
 	"hearth/storage"
@@ -29,7 +30,7 @@ const password = "correct horse"
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "homework" {
 		if filepath.Base(filepath.Dir(os.Args[0])) == stepped {
-			if err := askBeforeSteps(); err != nil {
+			if err := steps.Ask(); err != nil {
 				panic(err)
 			}
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,160 +10,47 @@ import (
 	"strconv"
 	"testing"
 	"time"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 
 	"hearth/internal/fault"
+	"hearth/internal/steps"
 	"hearth/internal/testenv"
 	"hearth/storage"
 	"hearth/storage/mounts"
 	"hearth/storage/storagetest"
 )
 
-// steps are the system calls by which a worker changes something that outlives
-// it, or takes what the kernel has to take back from it.
-var steps = map[int]string{
-	unix.SYS_MOUNT: "mount", unix.SYS_UMOUNT2: "umount", unix.SYS_MOVE_MOUNT: "move_mount", unix.SYS_OPEN_TREE: "open_tree",
-	unix.SYS_MOUNT_SETATTR: "mount_setattr", unix.SYS_MKDIRAT: "mkdirat", unix.SYS_UNLINKAT: "unlinkat",
-	unix.SYS_RENAMEAT: "renameat", unix.SYS_RENAMEAT2: "renameat2", unix.SYS_LINKAT: "linkat", unix.SYS_SYMLINKAT: "symlinkat",
-	unix.SYS_FSYNC: "fsync", unix.SYS_SYNCFS: "syncfs", unix.SYS_FTRUNCATE: "ftruncate", unix.SYS_FALLOCATE: "fallocate",
-	unix.SYS_FSETXATTR: "fsetxattr", unix.SYS_FREMOVEXATTR: "fremovexattr", unix.SYS_FCHOWNAT: "fchownat", unix.SYS_FCHOWN: "fchown",
-	unix.SYS_FCHMOD: "fchmod", unix.SYS_FCHMODAT: "fchmodat", unix.SYS_IOCTL: "ioctl", unix.SYS_FLOCK: "flock",
-	unix.SYS_KEYCTL: "keyctl", unix.SYS_ADD_KEY: "add_key", unix.SYS_PWRITE64: "pwrite", unix.SYS_SENDMSG: "sendmsg",
-	unix.SYS_COPY_FILE_RANGE: "copy_file_range",
-}
+// stepped is the folder from which a worker is started that can be followed.
+const stepped = "stepped"
 
-const (
-	// stepped is the folder from which a worker is started that asks before
-	// each step, and notices the descriptor over which it does.
-	stepped = "stepped"
-	notices = 100
-)
-
-// askBeforeSteps has the kernel stop each thread of this process before a step
-// until whoever holds the other end lets it go on (seccomp_unotify(2)).
-func askBeforeSteps() error {
-	stmt := func(code uint16, k uint32) unix.SockFilter { return unix.SockFilter{Code: code, K: k} }
-	program := []unix.SockFilter{stmt(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, 0)} // the call's number
-	for nr := range steps {
-		program = append(program,
-			unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: uint32(nr)},
-			stmt(unix.BPF_RET|unix.BPF_K, unix.SECCOMP_RET_USER_NOTIF))
-	}
-	program = append(program, stmt(unix.BPF_RET|unix.BPF_K, unix.SECCOMP_RET_ALLOW))
-	prog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
-	// Go interrupts its own threads, which would make a step out of each interruption.
-	const flags = unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_TSYNC |
-		unix.SECCOMP_FILTER_FLAG_TSYNC_ESRCH | unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
-	fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
-	if errno != 0 {
-		return errno
-	}
-	return unix.Dup3(int(fd), notices, unix.O_CLOEXEC)
-}
-
-// notice is struct seccomp_notif, reply struct seccomp_notif_resp.
-type notice struct {
-	id         uint64
-	pid, flags uint32
-	nr         int32
-	arch       uint32
-	ip         uint64
-	args       [6]uint64
-}
-
-type reply struct {
-	id    uint64
-	value int64
-	err   int32
-	flags uint32
-}
-
-// A walk follows a worker from step to step.
-type walk struct {
-	last int    // kill the worker before this one, counted from 1; 0 never
-	n    int    // how many it was about to do
-	name string // of the last one
-	done chan error
-}
-
-// follow takes the worker's notices until it, and what it has started, is gone.
-func follow(pid, last int) (*walk, error) {
-	process, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open worker: %w", err)
-	}
-	defer func() { _ = unix.Close(process) }()
-	fd := -1
-	for end := time.Now().Add(10 * time.Second); fd < 0; time.Sleep(time.Millisecond) {
-		if fd, err = unix.PidfdGetfd(process, notices, 0); err != nil && time.Now().After(end) {
-			return nil, fmt.Errorf("take descriptor of notices: %w", err)
-		}
-	}
-	w := &walk{last: last, done: make(chan error, 1)}
-	go func() {
-		defer func() { _ = unix.Close(fd) }()
-		w.done <- w.take(fd, process, pid)
-	}()
-	return w, nil
-}
-
-func (w *walk) take(fd, process, pid int) error {
-	for {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		if _, err := unix.Poll(p, -1); err != nil {
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			return err
-		}
-		if p[0].Revents&unix.POLLIN == 0 {
-			return nil // nobody is left
-		}
-		var n notice
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&n))); errno != 0 {
-			if errno == unix.ENOENT || errno == unix.EINTR {
-				continue // killed meanwhile
-			}
-			return fmt.Errorf("take notice: %w", errno)
-		}
-		// What it has started takes its own steps, mkfs for one.
-		if _, err := os.Stat(fmt.Sprintf("/proc/%d/task/%d", pid, n.pid)); err == nil {
-			w.n++
-			w.name = steps[int(n.nr)]
-			if w.n == w.last {
-				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-					return fmt.Errorf("kill worker: %w", err)
-				}
-				continue
-			}
-		}
-		r := reply{id: n.id, flags: 1} // SECCOMP_USER_NOTIF_FLAG_CONTINUE
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r))); errno != 0 && errno != unix.ENOENT {
-			return fmt.Errorf("answer notice: %w", errno)
-		}
-	}
-}
-
-// walkTo lets a worker do what is ordered up to the step, and kills it there. It
-// returns how many steps it came to, and the last one's name.
-func walkTo(t *testing.T, w *storagetest.World, o order, last int) (n int, name string, err error) {
+// walk lets a worker do what is ordered, and kills it where before says false.
+func walk(t *testing.T, w *storagetest.World, o order, before func(steps.Step) bool) error {
 	t.Helper()
 	p := startIn(t, stepped, w, o.verb, o.record, o.passwords...)
 	pid := workerPID(t)
 	if pid == 0 {
 		t.Fatal("the worker is not there")
 	}
-	walk, err := follow(pid, last)
+	wait, err := steps.Follow(pid, before)
 	if err != nil {
 		t.Fatal(err)
 	}
 	err = finish(t, w, p, func(string) {})
-	if werr := <-walk.done; werr != nil {
+	if werr := wait(); werr != nil {
 		t.Fatal(werr)
 	}
-	return walk.n, walk.name, err
+	return err
+}
+
+// walkTo kills a worker before its step number last, counted from 1; 0 never. It
+// returns how many steps it came to, and the last one.
+func walkTo(t *testing.T, w *storagetest.World, o order, last int) (n int, at steps.Step, err error) {
+	t.Helper()
+	err = walk(t, w, o, func(s steps.Step) bool {
+		n++
+		at = s
+		return n != last
+	})
+	return n, at, err
 }
 
 // A path is a verb whose worker is killed at every step.
@@ -213,18 +99,8 @@ func (k *killing) prepare(from string) {
 // the two passwords, finds the files, and leaves nothing.
 func (k *killing) whole(p path) {
 	k.Helper()
+	k.settle(p)
 	w := k.w
-	if mounted, err := mounts.IsMountPoint(w.Home()); err != nil {
-		k.Fatal(err)
-	} else if mounted {
-		if p.verb == storage.Lock || p.verb == storage.Unlock {
-			// Locked or not, or half: both can be had.
-			w.Must(k.T, storage.Lock, "")
-			w.Must(k.T, storage.Unlock, k.good)
-		}
-		w.Must(k.T, storage.Deactivate, "")
-	}
-	settled(k.T, w)
 	made := true
 	if p.verb == storage.Create || p.verb == storage.Remove {
 		if _, err := w.Run(storage.Remove, ""); err != nil {
@@ -266,6 +142,23 @@ func (k *killing) whole(p path) {
 	if entries, err := os.ReadDir(w.Root); err != nil || slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name()[0] == '.' }) {
 		k.Errorf("in the home root: %v, %v", entries, err)
 	}
+}
+
+// settle closes the home, whatever was left of the verb.
+func (k *killing) settle(p path) {
+	k.Helper()
+	w := k.w
+	if mounted, err := mounts.IsMountPoint(w.Home()); err != nil {
+		k.Fatal(err)
+	} else if mounted {
+		if p.verb == storage.Lock || p.verb == storage.Unlock {
+			// Locked or not, or half: both can be had.
+			w.Must(k.T, storage.Lock, "")
+			w.Must(k.T, storage.Unlock, k.good)
+		}
+		w.Must(k.T, storage.Deactivate, "")
+	}
+	settled(k.T, w)
 }
 
 // paths are all that a worker does.
@@ -344,8 +237,8 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 	for _, kind := range []string{"luks", "directory", "subvolume"} {
 		t.Run(kind, func(t *testing.T) {
+			testenv.Need(t, "root", "steps")
 			k := &killing{T: t, w: worldOf(t, kind), good: password, clock: 2000}
-			testenv.Need(t, "root")
 			rng := rand.New(rand.NewPCG(seed, 1))
 			k.w.Must(t, storage.Create, k.good)
 			k.w.Must(t, storage.Activate, k.good)
@@ -373,7 +266,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 					for _, i := range at {
 						former := k.w.Record
 						k.prepare(p.from)
-						_, name, err := walkTo(t, k.w, k.order(p), i+1)
+						_, step, err := walkTo(t, k.w, k.order(p), i+1)
 						switch {
 						case err == nil: // it was one step shorter
 						case fault.Is(err, fault.WorkerFailed):
@@ -386,7 +279,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 						}
 						k.whole(p)
 						if t.Failed() {
-							t.Fatalf("killed before step %d of %d, %s; seed %d", i+1, all, name, seed)
+							t.Fatalf("killed before step %d of %d, %v; seed %d", i+1, all, step, seed)
 						}
 					}
 					if killed == 0 {
@@ -397,6 +290,36 @@ func TestKilledAtEveryStep(t *testing.T) {
 				if t.Failed() {
 					return
 				}
+			}
+		})
+	}
+}
+
+// TestOrderOfFiles: the record in a home comes into its place as a power cut
+// demands.
+func TestOrderOfFiles(t *testing.T) {
+	for _, kind := range []string{"luks", "directory"} {
+		t.Run(kind, func(t *testing.T) {
+			testenv.Need(t, "root", "steps")
+			k := &killing{T: t, w: worldOf(t, kind), good: password, clock: 2000}
+			k.w.Must(t, storage.Create, k.good)
+			for _, p := range k.paths() {
+				if p.verb != storage.Create && p.verb != storage.Update && p.verb != storage.Passwd {
+					continue
+				}
+				t.Run(p.String(), func(t *testing.T) {
+					k.T = t
+					k.prepare(p.from)
+					o := &steps.Order{Of: func(path string) bool { return filepath.Base(path) == ".identity" }}
+					if err := walk(t, k.w, k.order(p), o.Step); err != nil {
+						t.Fatal(err)
+					}
+					o.End()
+					if len(o.Faults) != 0 || len(o.Renames) != 1 {
+						t.Errorf("renamed %q; not in order: %q", o.Renames, o.Faults)
+					}
+					k.whole(p)
+				})
 			}
 		})
 	}

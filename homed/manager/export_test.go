@@ -13,3 +13,6 @@ type Strangers struct{ s strangers }
 func (s *Strangers) Admit(v records.View, uid uint32, now uint64) (uint64, bool) {
 	return s.s.admit(v, uid, now)
 }
+
+// ReplaceFile puts a file in place as a whole.
+var ReplaceFile = replaceFile

@@ -43,6 +43,9 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if path := os.Getenv(savesTo); path != "" {
+		saveAndExit(path)
+	}
 	// A race-enabled worker would sleep for a second before it exits.
 	_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
 	testenv.Main(m)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -22,6 +23,10 @@ func (m *Manager) recordPath(name string) string {
 	return filepath.Join(m.Layout.RecordDir, name+recordSuffix)
 }
 
+// unfinishedRecord is the name of a record that was being written, the same as
+// systemd-homed's: nobody else writes records while we start.
+var unfinishedRecord = regexp.MustCompile(`^\.#.+\.identity[0-9a-f]+$`)
+
 // loadRecords reads the host's records. One that is not in order is left where
 // it is, with a warning; its home may then be found by its image.
 func (m *Manager) loadRecords() error {
@@ -33,6 +38,12 @@ func (m *Manager) loadRecords() error {
 		return fmt.Errorf("load records: %w", err)
 	}
 	for _, d := range list {
+		if unfinishedRecord.MatchString(d.Name()) && d.Type().IsRegular() {
+			if err := os.Remove(filepath.Join(m.Layout.RecordDir, d.Name())); err != nil {
+				m.log.Warn("cannot delete a record that was never finished", "file", d.Name(), "error", err)
+			}
+			continue
+		}
 		name, ok := strings.CutSuffix(d.Name(), recordSuffix)
 		if !ok || !d.Type().IsRegular() || !records.ValidName(name) {
 			continue

@@ -40,12 +40,13 @@ var features = map[string]func() error{
 	"quota":    userQuota,
 	"keyring":  keyring,
 	"udev":     func() error { return opens("/run/udev/control") },
+	"steps":    followable,
 	"systemd":  func() error { return exists("/run/systemd/system") },
 }
 
 // Need skips the test, or fails it under Strict, unless everything named is
 // there: root, loop, dm, dm-crypt, fuse, ext4, btrfs, xfs, quota (that counts by
-// user), keyring, udev, systemd; any other word is a program, looked for in $PATH and the sbin
+// user), keyring, udev, systemd, steps (of another process, to be followed); any other word is a program, looked for in $PATH and the sbin
 // directories.
 func Need(t testing.TB, needs ...string) {
 	t.Helper()
@@ -118,6 +119,24 @@ func opens(path string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
+	}
+	return unix.Close(fd)
+}
+
+// followable asks for what internal/steps needs of the kernel.
+func followable() error {
+	action := uint32(unix.SECCOMP_RET_USER_NOTIF)
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action))); errno != 0 {
+		return fmt.Errorf("seccomp notices: %w", errno)
+	}
+	p, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return fmt.Errorf("pidfd_open: %w", err)
+	}
+	defer func() { _ = unix.Close(p) }()
+	fd, err := unix.PidfdGetfd(p, 0, 0)
+	if err != nil {
+		return fmt.Errorf("pidfd_getfd: %w", err)
 	}
 	return unix.Close(fd)
 }

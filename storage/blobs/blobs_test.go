@@ -2,10 +2,13 @@ package blobs
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,8 +16,110 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hearth/internal/steps"
+	"hearth/internal/testenv"
 	"hearth/records"
 )
+
+// replacesIn has the test program replace the blob directory there, followed by
+// the test.
+const replacesIn = "HEARTH_TEST_REPLACES_IN"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(replacesIn); dir != "" {
+		if err := replaceFollowed(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	testenv.Main(m)
+}
+
+func replaceFollowed(dir string) error {
+	if err := steps.Ask(); err != nil {
+		return err
+	}
+	parent, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	from, err := os.Open(filepath.Join(dir, "from"))
+	if err != nil {
+		return err
+	}
+	at := Directory{Parent: parent, Name: "ann", UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Mode: 0o755}
+	m := records.Manifest{"avatar": hash("new"), "login-background": hash("other")}
+	s, err := Stage(context.Background(), at, fmt.Sprintf(".#ann%d", os.Getpid()), m, In(from), slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	return s.Commit(context.Background())
+}
+
+// TestSteps: a directory comes into its place as a power cut demands, and killed
+// before any step of it there is the former one or the new one, whole.
+func TestSteps(t *testing.T) {
+	testenv.Need(t, "steps")
+	for _, former := range []string{"avatar old", ""} {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, "from"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, "from"), "avatar", "new")
+		write(t, filepath.Join(dir, "from"), "login-background", "other")
+		ann := filepath.Join(dir, "ann")
+		replace := func(before func(steps.Step) bool) error {
+			t.Helper()
+			if err := os.RemoveAll(ann); err != nil {
+				t.Fatal(err)
+			}
+			if former != "" {
+				if err := os.Mkdir(ann, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				write(t, ann, "avatar", "old")
+			}
+			cmd := exec.Command(os.Args[0])
+			cmd.Env = append(os.Environ(), replacesIn+"="+dir)
+			cmd.Stderr = t.Output()
+			return steps.Run(cmd, before)
+		}
+		// holds is what the directory has, with the avatar's text.
+		holds := func() string {
+			t.Helper()
+			if _, err := os.Stat(ann); err != nil {
+				return ""
+			}
+			text, err := os.ReadFile(filepath.Join(ann, "avatar"))
+			if err != nil {
+				return err.Error()
+			}
+			return list(t, ann) + " " + string(text)
+		}
+		n := 0
+		o := &steps.Order{Of: func(p string) bool { return p == ann }}
+		if err := replace(func(s steps.Step) bool { n++; return o.Step(s) }); err != nil {
+			t.Fatal(err)
+		}
+		o.End()
+		if len(o.Faults) != 0 || len(o.Renames) == 0 || holds() != "avatar login-background new" {
+			t.Errorf("renamed %q, holds %s; not in order: %q", o.Renames, holds(), o.Faults)
+		}
+		seen := map[string]int{}
+		for last := 1; last <= n; last++ {
+			i := 0
+			if err := replace(func(steps.Step) bool { i++; return i != last }); err == nil {
+				t.Errorf("step %d of %d: it was not killed", last, n)
+			}
+			seen[holds()]++
+		}
+		if seen[former] == 0 || seen["avatar login-background new"] == 0 || len(seen) != 2 {
+			t.Errorf("killed before each of %d steps it leaves %v", n, seen)
+		}
+		t.Logf("%d steps: %v", n, seen)
+	}
+}
 
 func hash(s string) string {
 	sum := sha256.Sum256([]byte(s))
