@@ -11,6 +11,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"hearth/homed/home1"
+	"hearth/internal/busconn"
 	"hearth/internal/fault"
 )
 
@@ -37,7 +38,7 @@ type access struct {
 const maxKnownCallers = 4096
 
 func newAccess(ctx context.Context, address string) (*access, error) {
-	sock, err := dialUnix(address)
+	sock, err := busconn.DialUnix(address)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the bus: %w", err)
 	}

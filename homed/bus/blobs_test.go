@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hearth/internal/busconn"
 	"hearth/internal/fault"
 	"hearth/records"
 )
@@ -40,7 +41,7 @@ func TestTakeBlobs(t *testing.T) {
 			fds = append(fds, fd)
 		}
 	}
-	defer closeAll(fds)
+	defer busconn.CloseAll(fds)
 	for name, ok := range map[string]bool{"avatar": true, "a.b-c_d~": true, ".x": false, "a/b": false, "": false, "..": false, "a b": false, "ä": false} {
 		files, err := takeBlobs(blobs{name: 0}, fds)
 		if (err == nil) != ok || !ok && fault.KindOf(err) != fault.InvalidArgs {

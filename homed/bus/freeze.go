@@ -7,6 +7,8 @@ import (
 	"fmt"
 
 	"github.com/godbus/dbus/v5"
+
+	"hearth/internal/busconn"
 )
 
 const (
@@ -32,7 +34,7 @@ func (f Freezer) Thaw(ctx context.Context, uid uint32) error { return f.call(ctx
 // call uses a connection of its own: it is rare, and waits.
 func (f Freezer) call(ctx context.Context, method string, uid uint32) error {
 	unit := fmt.Sprintf("user-%d.slice", uid)
-	a, err := newAccess(ctx, cmp.Or(f.Address, systemBus))
+	a, err := newAccess(ctx, cmp.Or(f.Address, busconn.SystemBus))
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"hearth/internal/busconn"
 	"hearth/internal/fault"
 	"hearth/internal/secret"
 	"hearth/internal/testenv"
@@ -42,7 +43,7 @@ func (r *rig) guest(t *testing.T) *conn {
 // answerTo reads until the answer to a call is there.
 func (c *conn) answerTo(t *testing.T, serial uint32) *message {
 	t.Helper()
-	_ = c.sock.SetReadDeadline(time.Now().Add(30 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
 	for {
 		m, err := c.read()
 		if err != nil {
@@ -87,7 +88,7 @@ func TestDescriptorsNobodyAskedFor(t *testing.T) {
 	before := openFiles(t)
 	for i := range 50 {
 		serial := uint32(100 + i)
-		if _, _, err := g.sock.WriteMsgUnix(rawCall(t, serial, 3, "GetHomeByName", "ann"), unix.UnixRights(0, 1, 2), nil); err != nil {
+		if _, _, err := g.WriteMsgUnix(rawCall(t, serial, 3, "GetHomeByName", "ann"), unix.UnixRights(0, 1, 2), nil); err != nil {
 			t.Fatal(err)
 		}
 		m := g.answerTo(t, serial)
@@ -120,7 +121,7 @@ func TestAThousandCallsInOneGo(t *testing.T) {
 			all.Write(rawCall(t, serial, 0, "GetUserRecordByName", "ann"))
 		}
 	}
-	go func() { _, _ = g.sock.Write(all.Bytes()) }()
+	go func() { _, _ = g.Write(all.Bytes()) }()
 	for i := range calls {
 		m := g.answerTo(t, uint32(100+i))
 		if ok := m.typ == typeReply; ok != (i%4 == 0 || i%4 == 3) {
@@ -148,8 +149,8 @@ func TestWhoNeverReads(t *testing.T) {
 	for i := range 3000 {
 		all.Write(rawCall(t, uint32(100+i), 0, []string{"ListHomes", "GetUserRecordByName"}[i%2], [][]any{nil, {"ann"}}[i%2]...))
 	}
-	_ = g.sock.SetWriteDeadline(time.Now().Add(20 * time.Second))
-	if _, err := g.sock.Write(all.Bytes()); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+	_ = g.SetWriteDeadline(time.Now().Add(20 * time.Second))
+	if _, err := g.Write(all.Bytes()); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
 		t.Fatal(err)
 	}
 	for range 20 {
@@ -175,7 +176,7 @@ func TestManyClients(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range 5 {
-			if _, err := g.sock.Write(rawCall(t, uint32(100+i), 0, "AcquireHome", "ann", "{}", false)); err != nil {
+			if _, err := g.Write(rawCall(t, uint32(100+i), 0, "AcquireHome", "ann", "{}", false)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -258,7 +259,7 @@ func TestOneUserDoesNotTakeAll(t *testing.T) {
 // ends, and what came along is closed.
 func TestHalfAMessage(t *testing.T) {
 	whole := encode(t, binary.LittleEndian, aCall("ActivateHome", "ann", "{}"))
-	for _, cut := range []int{1, prefixLen - 1, prefixLen, prefixLen + 1, len(whole) - 1} {
+	for _, cut := range []int{1, busconn.PrefixLen - 1, busconn.PrefixLen, busconn.PrefixLen + 1, len(whole) - 1} {
 		ours, theirs := socketPair(t)
 		r, w, err := os.Pipe()
 		if err != nil {
@@ -268,7 +269,7 @@ func TestHalfAMessage(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = w.Close()
-		c := &conn{sock: ours, oob: make([]byte, unix.CmsgSpace(253*4))}
+		c := &conn{busconn.New(ours)}
 		got := make(chan error, 1)
 		go func() {
 			m, err := c.read()
@@ -349,7 +350,7 @@ func TestFloodsOfHeaderFields(t *testing.T) {
 		"another protocol version":  {'l', 1, 0, 2, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0},
 		"a byte order nobody knows": {'x', 1, 0, 1, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0},
 	} {
-		if total, _, err := frame(prefix); err == nil {
+		if total, _, err := busconn.Frame(prefix); err == nil {
 			t.Errorf("%s: a message of %d bytes", what, total)
 		}
 	}

@@ -2,39 +2,21 @@ package bus
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"hearth/internal/busconn"
 )
 
-// The wire format is that of the D-Bus specification, "Message Protocol":
-//
-//	0   byte   endianness, 'l' or 'B'
-//	1   byte   type
-//	2   byte   flags
-//	3   byte   protocol version, 1
-//	4   uint32 length of the body
-//	8   uint32 serial, not 0
-//	12  uint32 length of the header fields: array of (byte code, variant)
-//	16  header fields, padded to 8
-//	    body
-//
 // We decode ourselves, and leave encoding to godbus, because a decoded string
 // of godbus is a copy of a password that nobody can wipe. Here arguments are
-// slices of the receive buffer.
+// slices of the receive buffer. The wire format is that of the D-Bus
+// specification; busconn has what frames a message.
 const (
-	prefixLen = 16
-	// maxMessage is the protocol's limit. A bus has the whole message before
-	// it passes any of it on, and a system bus stops at 32 MiB, so the length
-	// in the prefix is no promise that we would have to distrust.
-	maxMessage = 1 << 27
-	// maxArray is the protocol's limit too, and that of the header fields: an
-	// object path has no other, and whoever sends a long one must not end our
-	// connection.
-	maxArray = 1 << 26
+	maxArray = 1 << 26 // the protocol's limit
 	maxDepth = 64
 )
 
@@ -60,7 +42,7 @@ const (
 	fieldUnixFDs
 )
 
-var errMalformed = errors.New("malformed message")
+var errMalformed = busconn.ErrMalformed
 
 // message is one received message. It owns its buffer and descriptors.
 type message struct {
@@ -79,61 +61,29 @@ type message struct {
 	fds  []int // not yet claimed ones are >= 0
 }
 
-// frame returns the sizes that the prefix announces: the whole message and
-// where its body begins.
-func frame(prefix []byte) (total, body int, err error) {
-	order, err := byteOrder(prefix[0])
-	if err != nil {
-		return 0, 0, err
-	}
-	if prefix[3] != 1 {
-		return 0, 0, fmt.Errorf("protocol version %d: %w", prefix[3], errMalformed)
-	}
-	fields, length := order.Uint32(prefix[12:]), order.Uint32(prefix[4:])
-	if fields > maxArray || length > maxMessage {
-		return 0, 0, fmt.Errorf("%d bytes of header, %d of body: %w", fields, length, errMalformed)
-	}
-	body = prefixLen + (int(fields)+7)&^7
-	total = body + int(length)
-	if total > maxMessage {
-		return 0, 0, fmt.Errorf("%d bytes: %w", total, errMalformed)
-	}
-	return total, body, nil
-}
-
-func byteOrder(mark byte) (binary.ByteOrder, error) {
-	switch mark {
-	case 'l':
-		return binary.LittleEndian, nil
-	case 'B':
-		return binary.BigEndian, nil
-	}
-	return nil, fmt.Errorf("byte order %#x: %w", mark, errMalformed)
-}
-
 // parse reads the header of a whole message. The message takes buf and fds
 // over, also when it fails: its close closes them.
 func parse(buf []byte, fds []int) (*message, error) {
 	m := &message{buf: buf, fds: fds}
-	if len(buf) < prefixLen {
+	if len(buf) < busconn.PrefixLen {
 		return m, errMalformed
 	}
-	total, body, err := frame(buf)
+	total, body, err := busconn.Frame(buf)
 	if err != nil {
 		return m, err
 	}
 	if total != len(buf) {
 		return m, errMalformed
 	}
-	m.order, _ = byteOrder(buf[0])
+	m.order, _ = busconn.Order(buf[0])
 	m.typ, m.flags = buf[1], buf[2]
 	m.serial = m.order.Uint32(buf[8:])
 	m.body = buf[body:]
 	if m.serial == 0 {
 		return m, fmt.Errorf("serial 0: %w", errMalformed)
 	}
-	end := prefixLen + int(m.order.Uint32(buf[12:]))
-	r := &reader{p: buf[:end], pos: prefixLen, order: m.order}
+	end := busconn.PrefixLen + int(m.order.Uint32(buf[12:]))
+	r := &reader{p: buf[:end], pos: busconn.PrefixLen, order: m.order}
 	for r.err == nil && r.pos < end {
 		m.field(r)
 	}

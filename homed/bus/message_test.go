@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/homed/home1"
+	"hearth/internal/busconn"
 )
 
 // encode makes a message with godbus, the other implementation.
@@ -114,7 +115,7 @@ func TestUnknownHeaderFieldsAreSkipped(t *testing.T) {
 	}
 	body := aCall("X", fields)
 	text := encode(t, binary.LittleEndian, body)
-	_, start, err := frame(text)
+	_, start, err := busconn.Frame(text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +179,7 @@ func TestBadBodies(t *testing.T) {
 			return append(b, 0)
 		},
 		"length beyond the end": func(b []byte) []byte {
-			_, start, _ := frame(b)
+			_, start, _ := busconn.Frame(b)
 			binary.LittleEndian.PutUint32(b[start:], 1<<31)
 			return b
 		},
@@ -211,9 +212,9 @@ func FuzzMessage(f *testing.F) {
 	f.Add(encode(f, binary.LittleEndian, aCall("Set", "a", "b", dbus.MakeVariant([]any{int32(1), "x", map[string]uint16{"y": 2}}))))
 	f.Add(encode(f, binary.LittleEndian, aCall("CreateHomeEx", "{}", map[string]dbus.UnixFD{"a": 0}, uint64(0))))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		if len(text) >= prefixLen {
-			total, body, err := frame(text)
-			if err == nil && (body > total || body < prefixLen) {
+		if len(text) >= busconn.PrefixLen {
+			total, body, err := busconn.Frame(text)
+			if err == nil && (body > total || body < busconn.PrefixLen) {
 				t.Fatalf("frame: body at %d of %d", body, total)
 			}
 		}

@@ -16,6 +16,7 @@ import (
 
 	"hearth/homed/home1"
 	"hearth/homed/manager"
+	"hearth/internal/busconn"
 	"hearth/internal/fault"
 	"hearth/records"
 )
@@ -53,8 +54,6 @@ type Options struct {
 	Acquired func()
 }
 
-const systemBus = "unix:path=/run/dbus/system_bus_socket;unix:path=/var/run/dbus/system_bus_socket"
-
 // ErrLost says that the bus or the name on it is gone.
 var ErrLost = errors.New("the bus or our name on it is gone")
 
@@ -74,7 +73,7 @@ type server struct {
 // Operations that run then go on; nobody gets their answer.
 func Serve(ctx context.Context, o Options) error {
 	if o.Address == "" {
-		o.Address = systemBus
+		o.Address = busconn.SystemBus
 	}
 	if o.Name == "" {
 		o.Name = home1.Name

@@ -12,6 +12,7 @@ import (
 
 	"github.com/godbus/dbus/v5"
 
+	"hearth/internal/busconn"
 	"hearth/internal/fault"
 	"hearth/internal/secret"
 )
@@ -25,7 +26,7 @@ const lookupTimeout = 25 * time.Second
 // several goroutines, and return errors that are *fault.Error: the kind comes
 // from the bus error's name, the text is the service's. The service may be
 // Hearth's or systemd-homed.
-type Client struct{ conn *dbus.Conn }
+type Client struct{ conn *busconn.Caller }
 
 // HomeInfo is what the look-ups tell of a home.
 type HomeInfo struct {
@@ -42,18 +43,18 @@ type HomeInfo struct {
 // Dial connects to the system bus, or where DBUS_SYSTEM_BUS_ADDRESS points. A
 // bus that is not there is fault.ServiceUnknown. The caller closes the client.
 func Dial(ctx context.Context) (*Client, error) {
-	return dial(ctx, func() (*dbus.Conn, error) { return dbus.ConnectSystemBus() })
+	return dial(ctx, busconn.DialSystem)
 }
 
 // DialAddress connects to the bus at a D-Bus address.
 func DialAddress(ctx context.Context, address string) (*Client, error) {
-	return dial(ctx, func() (*dbus.Conn, error) { return dbus.Connect(address) })
+	return dial(ctx, func() (*busconn.Caller, error) { return busconn.Dial(address) })
 }
 
-func dial(ctx context.Context, connect func() (*dbus.Conn, error)) (*Client, error) {
+func dial(ctx context.Context, connect func() (*busconn.Caller, error)) (*Client, error) {
 	const op = "connect to system bus"
 	type result struct {
-		conn *dbus.Conn
+		conn *busconn.Caller
 		err  error
 	}
 	done := make(chan result, 1)
@@ -127,7 +128,7 @@ func (c *Client) query(ctx context.Context, user, method string, args ...any) ([
 // send writes the call before it returns, so what it borrows of secrets ends
 // with it. The message is built by hand because godbus's Object drops the flag
 // that lets polkit ask.
-func (c *Client) send(method string, args []any) (*dbus.Call, error) {
+func (c *Client) send(method string, args []any) (*busconn.Call, error) {
 	body := make([]any, len(args))
 	for i, a := range args {
 		if s, ok := a.(*secret.Bytes); ok && s == nil {
@@ -136,7 +137,7 @@ func (c *Client) send(method string, args []any) (*dbus.Call, error) {
 			body[i] = a
 		}
 	}
-	return lend(body, 0, func() (*dbus.Call, error) {
+	return lend(body, 0, func() (*busconn.Call, error) {
 		m := Manager.Method(method)
 		if m == nil {
 			return nil, fmt.Errorf("%s is no method of %s", method, ManagerInterface)
@@ -153,19 +154,15 @@ func (c *Client) send(method string, args []any) (*dbus.Call, error) {
 		if len(body) > 0 {
 			msg.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(body...))
 		}
-		call := c.conn.Send(msg, make(chan *dbus.Call, 1))
-		// The body is on the wire now. godbus keeps the slice until the
-		// answer is there; it must not keep what points into secrets.
-		clear(body)
-		return call, nil
+		return c.conn.Go(msg), nil
 	})
 }
 
 // lend puts each secret of body, from index i on, into its place as a string
-// over the locked memory itself, and calls f while all are lent. godbus copies
-// it into its buffer; that copy we cannot reach, it ends with the client
-// process, which is short-lived.
-func lend(body []any, i int, f func() (*dbus.Call, error)) (call *dbus.Call, err error) {
+// over the locked memory itself, and calls f while all are lent. The buffer that
+// it is encoded in is wiped once sent; what godbus's encoder copied on the way we
+// cannot reach, it ends with the client process, which is short-lived.
+func lend(body []any, i int, f func() (*busconn.Call, error)) (call *busconn.Call, err error) {
 	for ; i < len(body); i++ {
 		s, ok := body[i].(*secret.Bytes)
 		if !ok {
