@@ -103,9 +103,132 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		}
 	}
+	if len(os.Args) == 2 && hostile[os.Args[1]] != nil {
+		// What is left unread would end the connection before it is read.
+		for buf := make([]byte, maxPacket); ; {
+			if _, _, err := unix.Recvfrom(socketFD, buf, unix.MSG_DONTWAIT); err != nil {
+				break
+			}
+		}
+		hostile[os.Args[1]]()
+		os.Exit(0)
+	}
 	// A race-enabled worker would sleep for a second before it exits.
 	_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
 	os.Exit(m.Run())
+}
+
+// hostile are workers that somebody else has taken over: their input is a
+// stranger's disk. Each says on the socket what it likes.
+var hostile = map[string]func(){
+	"garbage":       func() { say("\x00\xff garbage") },
+	"empty":         func() { say("{}") },
+	"unknown":       func() { say(`{"type":"exec"}`) },
+	"array":         func() { say(`[{"type":"answer"}]`) },
+	"deep":          func() { say(`{"type":` + strings.Repeat("[", 30000)) },
+	"long":          func() { say(`{"type":"answer","x":"` + strings.Repeat("x", maxPacket) + `"}`) },
+	"no kind":       func() { say(`{"type":"answer","fault":{"kind":"Root","text":"x","chain":"y"}}`) },
+	"two answers":   func() { say(`{"type":"answer"}`); say(`{"type":"answer","fault":{"kind":"HomeBusy","chain":"x"}}`) },
+	"no record":     func() { say(`{"type":"answer","record":true}`) },
+	"lock and all":  func() { say(`{"type":"lock"}`, os.Stdin) },
+	"lock, no file": func() { say(`{"type":"lock"}`) },
+	"many files": func() {
+		for range 200 {
+			say(`{"type":"progress"}`, os.Stdin, os.Stdin, os.Stdin, os.Stdin, os.Stdin, os.Stdin, os.Stdin, os.Stdin)
+		}
+	},
+	"many locks": func() {
+		for range 500 {
+			say(`{"type":"lock"}`, os.Stdin)
+		}
+		say(`{"type":"answer"}`)
+	},
+	"much progress": func() {
+		for i := range 20000 {
+			say(fmt.Sprintf(`{"type":"progress","done":%d}`, i))
+		}
+		say(`{"type":"answer"}`)
+	},
+	"64 MiB": func() {
+		f, err := os.CreateTemp("", "answer")
+		if err == nil {
+			_ = os.Remove(f.Name())
+			err = f.Truncate(64 << 20)
+		}
+		if err != nil {
+			os.Exit(1)
+		}
+		say(`{"type":"answer","record":true}`, f)
+	},
+	"a pipe": func() {
+		r, _, err := os.Pipe()
+		if err != nil {
+			os.Exit(1)
+		}
+		say(`{"type":"answer","record":true}`, r)
+	},
+	"a keep of 64 MiB": func() {
+		f, err := os.Open("/dev/zero")
+		if err != nil {
+			os.Exit(1)
+		}
+		say(`{"type":"keep","record":true}`, f)
+	},
+}
+
+// say sends a packet, whatever comes of it.
+func say(text string, files ...*os.File) {
+	var fds []int
+	for _, f := range files {
+		fds = append(fds, int(f.Fd()))
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	_ = unix.Sendmsg(socketFD, []byte(text), oob, nil, 0)
+}
+
+// TestHostileWorkers: whatever a worker says, the operation ends with one
+// answer, of a kind that we know, and nothing of it stays open.
+func TestHostileWorkers(t *testing.T) {
+	const none = fault.Kind("")
+	files := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	end(t, start(t, t.Context(), Request{Verb: "nothing", Record: []byte("{}")})) // what the runtime opens
+	before := files()
+	for verb := range hostile {
+		want := fault.WorkerFailed
+		switch verb {
+		case "two answers", "many locks", "much progress":
+			want = none
+		case "no kind":
+			want = fault.Unknown
+		}
+		t.Run(verb, func(t *testing.T) {
+			p := start(t, t.Context(), Request{Verb: verb, Record: []byte("{}")})
+			a, events := end(t, p)
+			if fault.KindOf(a.Err) != want {
+				t.Errorf("kind %q of %v, want %q", fault.KindOf(a.Err), a.Err, want)
+			}
+			if a.Record != nil {
+				t.Errorf("a record of %d bytes", len(a.Record))
+			}
+			for _, e := range events {
+				if e.ImageLock != nil {
+					_ = e.ImageLock.Close()
+				}
+			}
+		})
+	}
+	if after := files(); after > before {
+		t.Errorf("%d files are open, %d were before", after, before)
+	}
 }
 
 func start(t *testing.T, ctx context.Context, r Request) *Process {
