@@ -58,6 +58,7 @@ type run struct {
 
 	calls, kills, lost atomic.Int64
 	expected           atomic.Int64 // the pid that the service has to have, or not to have if negative
+	up                 atomic.Bool  // it was seen to answer, and not killed since
 	killed             atomic.Int64 // when it was killed last, in Unix nanoseconds
 
 	mu       sync.Mutex
@@ -154,16 +155,20 @@ func chaos(seed uint64, duration time.Duration, homes, luks, clients int, betwee
 	var most stats
 	killed := 3 * duration / 4 // the rest is for one life: what leaks shows in it
 	g := r.rng(1 << 32)
-	next := began.Add(between/2 + time.Duration(g.Int64N(int64(between+1))))
+	var next time.Time
 	for time.Since(began) < duration {
 		time.Sleep(200 * time.Millisecond)
-		if between > 0 && time.Since(began) < killed && time.Now().After(next) {
-			r.kill()
-			next = time.Now().Add(between/2 + time.Duration(g.Int64N(int64(between))))
-		}
 		if s, err := measureDaemon(); err == nil {
 			most.highest(s)
 			r.watch(s.pid)
+		}
+		// It lives from when it answers, however slow the machine is.
+		switch up := r.up.Load(); {
+		case !up && r.answers():
+			r.up.Store(true)
+			next = time.Now().Add(between/2 + time.Duration(g.Int64N(int64(between+1))))
+		case up && between > 0 && time.Since(began) < killed && time.Now().After(next):
+			r.kill()
 		}
 	}
 	stop()

@@ -13,7 +13,8 @@ import (
 
 const (
 	unit = "homed.service"
-	// recovery is how long after a kill the service may be missed.
+	// recovery is for how long after a kill an answer may be missed, though
+	// others were there: calls wait for up to 25 s.
 	recovery = 30 * time.Second
 	// maxMemory bounds the service's own memory. It has some 15 MiB at rest.
 	maxMemory = 128 << 20
@@ -132,6 +133,7 @@ func (r *run) kill() {
 	if pid <= 0 {
 		return // it has not come back yet
 	}
+	r.up.Store(false)
 	r.killed.Store(time.Now().UnixNano())
 	r.kills.Add(1)
 	r.expected.Store(int64(-pid))
@@ -152,10 +154,25 @@ func (r *run) watch(pid int) {
 	}
 }
 
-// excuse takes a lost answer, if the service was killed lately.
+// answers reports whether the process that has to be there answers.
+func (r *run) answers() bool {
+	if r.expected.Load() <= 0 {
+		return false
+	}
+	v, err := dial(false)
+	if err != nil {
+		return false
+	}
+	defer v.c.Close()
+	_, err = v.call("GetUserRecord", `,"userName":"root"`, false)
+	return err == nil
+}
+
+// excuse takes a lost answer, if the service was killed lately or has not come
+// back yet.
 func (r *run) excuse(what string, err error) {
 	r.lost.Add(1)
-	if time.Since(time.Unix(0, r.killed.Load())) > recovery {
+	if r.up.Load() && time.Since(time.Unix(0, r.killed.Load())) > recovery {
 		r.wrongly("%s is not answered though the service lives: %v", what, err)
 	}
 }
