@@ -16,7 +16,7 @@ import (
 const MaxBlobBytes = 64 << 20
 
 // ValidBlobName reports whether a blob may have that file name.
-func ValidBlobName(name string) bool { return blobRE.MatchString(name) }
+func ValidBlobName(name string) bool { return isBlobName(name) }
 
 // A Manifest holds the SHA-256 of each blob, 64 hex digits in lower case, by
 // the blob's name.

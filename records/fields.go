@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -315,18 +314,51 @@ func isFileName(s string) bool {
 	return s != "" && len(s) <= 255 && s != "." && s != ".." && !strings.Contains(s, "/")
 }
 
-var (
-	localeRE   = regexp.MustCompile(`^[A-Za-z0-9_.@-]{1,127}$`)
-	tokenRE    = regexp.MustCompile(`^pkcs11:[A-Za-z0-9.~/_?;&%=-]+$`)
-	variableRE = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*=`)
-	dashedRE   = regexp.MustCompile(`^[0-9A-Fa-f]{8}-([0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}$`)
-	plainRE    = regexp.MustCompile(`^[0-9A-Fa-f]{32}$`)
-	hashRE     = regexp.MustCompile(`^[0-9A-Fa-f]{64}$`)
-	blobRE     = regexp.MustCompile(`^[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,254}$`)
+// No regular expressions: each program of ours would compile them when it
+// starts, which costs a login more than all else that it does in these rooms.
+const (
+	letters     = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+	digits      = "0123456789"
+	hexadecimal = digits + "ABCDEFabcdef"
 )
 
-func isLocale(s string) bool   { return localeRE.MatchString(s) && s != "." && s != ".." }
-func isTokenURI(s string) bool { return tokenRE.MatchString(s) }
+// only reports whether s has from least to most bytes, all of the set.
+func only(s, set string, least, most int) bool {
+	return len(s) >= least && len(s) <= most && strings.Trim(s, set) == ""
+}
+
+// startsOnly is only for what may start with fewer bytes than it goes on with.
+func startsOnly(s, first, rest string, most int) bool {
+	return s != "" && strings.IndexByte(first, s[0]) >= 0 && only(s[1:], rest, 0, most-1)
+}
+
+func isDashedID(s string) bool {
+	part := strings.Split(s, "-")
+	if len(part) != 5 || len(s) != 36 {
+		return false
+	}
+	for i, n := range []int{8, 4, 4, 4, 12} {
+		if !only(part[i], hexadecimal, n, n) {
+			return false
+		}
+	}
+	return true
+}
+
+func isVariable(s string) bool {
+	name, _, ok := strings.Cut(s, "=")
+	return ok && startsOnly(name, letters+"_", letters+digits+"_", len(s))
+}
+
+func isBlobName(s string) bool {
+	return startsOnly(s, letters+digits+"_~-", letters+digits+"._~-", 255)
+}
+
+func isLocale(s string) bool { return only(s, letters+digits+"_.@-", 1, 127) && s != "." && s != ".." }
+func isTokenURI(s string) bool {
+	rest, ok := strings.CutPrefix(s, "pkcs11:")
+	return ok && only(rest, letters+digits+".~/_?;&%=-", 1, len(rest))
+}
 
 func isDate(s string) bool {
 	_, err := time.Parse("2006-1-2", s)
@@ -337,10 +369,10 @@ func isDate(s string) bool {
 func parseID(s string) string {
 	if rest := len(s) - 36; rest == len("urn:uuid:") && strings.EqualFold(s[:rest], "urn:uuid:") {
 		s = s[rest:]
-	} else if plainRE.MatchString(s) {
+	} else if only(s, hexadecimal, 32, 32) {
 		return strings.ToLower(s)
 	}
-	if !dashedRE.MatchString(s) {
+	if !isDashedID(s) {
 		return ""
 	}
 	return strings.ToLower(strings.ReplaceAll(s, "-", ""))
@@ -365,7 +397,7 @@ func isBase64(s string) bool {
 }
 
 func isEnvironment(v *value) bool {
-	assignments := listOf(textWhere("", variableRE.MatchString))
+	assignments := listOf(textWhere("", isVariable))
 	return assignments.holds(v) && len(v.list) <= 16384
 }
 
@@ -406,13 +438,13 @@ func isManifest(v *value) bool {
 		return false
 	}
 	return !slices.ContainsFunc(v.members, func(m member) bool {
-		return !blobRE.MatchString(m.key) || m.value.kind != text || !isHash(m.value.str)
+		return !isBlobName(m.key) || m.value.kind != text || !isHash(m.value.str)
 	})
 }
 
 func isHash(s string) bool {
 	_, err := hex.DecodeString(s)
-	return err == nil && hashRE.MatchString(s)
+	return err == nil && only(s, hexadecimal, 64, 64)
 }
 
 func texts(v *value) []string {

@@ -1,13 +1,10 @@
 package records
 
 import (
-	"regexp"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 )
-
-var suitable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]{0,30}$`)
 
 // ValidName reports whether a home may have that name: it is a file name, a
 // login name and a label at once.
@@ -25,7 +22,9 @@ func ValidName(name string) bool {
 
 // PortableName reports whether name is a user or group name as every tool
 // accepts it. homectl asks it of aliases and groups.
-func PortableName(name string) bool { return suitable.MatchString(name) }
+func PortableName(name string) bool {
+	return startsOnly(name, letters+"_", letters+digits+"_-", 31)
+}
 
 // RelaxedName reports whether name is accepted in a record that was made
 // elsewhere.
