@@ -2,16 +2,21 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
@@ -271,6 +276,47 @@ func TestSettle(t *testing.T) {
 }
 
 // TestTerminal types at a real one.
+// TestInterrupt: Ctrl-C at the prompt ends the program by that signal, and its
+// terminal echoes again; Ctrl-Z does nothing.
+func TestInterrupt(t *testing.T) {
+	if os.Getenv("HOMESHELL_ASK") == "1" {
+		_, err := (&terminal{0}).ask("? ")
+		t.Fatal(err)
+	}
+	master, slave, err := pty.Open()
+	if err != nil {
+		t.Skip(err)
+	}
+	defer func() { _ = master.Close(); _ = slave.Close() }()
+	before, err := unix.IoctlGetTermios(int(slave.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestInterrupt$")
+	cmd.Env = append(os.Environ(), "HOMESHELL_ASK=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill() }()
+	seen := make([]byte, 2)
+	if _, err := io.ReadFull(master, seen); err != nil || string(seen) != "? " {
+		t.Fatalf("prompt %q: %v", seen, err)
+	}
+	if _, err := master.WriteString("rig\x1aht\x03"); err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGINT {
+		t.Errorf("ended with %v", err)
+	}
+	after, err := unix.IoctlGetTermios(int(slave.Fd()), unix.TCGETS)
+	if err != nil || *after != *before {
+		t.Errorf("the terminal is %+v, was %+v, %v", after, before, err)
+	}
+}
+
 func TestTerminal(t *testing.T) {
 	master, slave, err := pty.Open()
 	if err != nil {

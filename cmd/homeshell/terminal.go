@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/signal"
 
 	"golang.org/x/sys/unix"
 
@@ -34,7 +35,8 @@ func notify(format string, args ...any) error { return notice(fmt.Sprintf(format
 var errCanceled = notify("Operation canceled")
 
 // ask reads one line without echo, straight into locked memory. Interrupt and
-// quit keys work; the session ends with them, and the terminal with it.
+// quit keys end the process, as ever, and the terminal is as before: with su
+// it is somebody's who goes on using it.
 func (t *terminal) ask(prompt string) (*secret.Bytes, error) {
 	old, err := unix.IoctlGetTermios(t.fd, unix.TCGETS)
 	if err != nil {
@@ -43,10 +45,13 @@ func (t *terminal) ask(prompt string) (*secret.Bytes, error) {
 	quiet := *old
 	quiet.Lflag = quiet.Lflag&^unix.ECHO | unix.ICANON | unix.ISIG
 	quiet.Iflag |= unix.ICRNL
+	quiet.Cc[unix.VSUSP] = 0 // no key stops us while nothing is echoed
 	if err := unix.IoctlSetTermios(t.fd, unix.TCSETSF, &quiet); err != nil {
 		return nil, err
 	}
-	defer func() { _ = unix.IoctlSetTermios(t.fd, unix.TCSETS, old) }()
+	restore := func() { _ = unix.IoctlSetTermios(t.fd, unix.TCSETS, old) }
+	defer restore()
+	defer endWith(restore)()
 	if _, err := os.Stderr.WriteString(prompt); err != nil {
 		return nil, err
 	}
@@ -76,4 +81,27 @@ func (t *terminal) ask(prompt string) (*secret.Bytes, error) {
 		return err
 	})
 	return answer, err
+}
+
+// endWith has the signals that end a program wait for f. The result takes that
+// back.
+func endWith(f func()) (stop func()) {
+	signals, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP)
+	go func() {
+		select {
+		case s := <-signals:
+			f()
+			if s == unix.SIGQUIT { // Go would print what all its parts are at
+				s = unix.SIGTERM
+			}
+			signal.Reset(s)
+			_ = unix.Kill(os.Getpid(), s.(unix.Signal))
+		case <-done:
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(done)
+	}
 }
