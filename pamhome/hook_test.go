@@ -133,7 +133,13 @@ func TestAnswers(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	for _, name := range []string{"0day", "a.b", "1234", "ann@nowhere", "-", strings.Repeat("a", 32), "ann%..", "ä", "a b"} {
+	names := []string{"0day", "a.b", "1234", "ann@nowhere", "-", strings.Repeat("a", 32), "ann%..", "ä", "a b"}
+	for c := 1; c < 256; c++ {
+		if b := byte(c); !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-%", rune(b)) {
+			names = append(names, "ann"+string([]byte{b}), "an"+string([]byte{b})+"n")
+		}
+	}
+	for _, name := range names {
 		l := annLogin(t)
 		l.user = name
 		l.expect("auth", frame.UserUnknown)

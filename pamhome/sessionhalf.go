@@ -126,11 +126,13 @@ func (c *call) sessionUser(ctx context.Context) (records.View, frame.Code) {
 }
 
 func (c *call) sessionInput(v records.View) session.Input {
+	// No bus carries anything but UTF-8, and a remote host's name is not ours
+	// to choose: it must not cost the session.
 	item := func(p *string) string {
 		if p == nil {
 			return ""
 		}
-		return *p
+		return strings.ToValidUTF8(*p, "?")
 	}
 	s := c.Start
 	display, _ := s.Env("DISPLAY")

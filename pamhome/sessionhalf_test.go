@@ -89,7 +89,7 @@ func me() uint32 { return uint32(os.Getuid()) }
 func TestRegister(t *testing.T) {
 	l := booted(t, "bob", me(), "register")
 	l.record(fmt.Sprintf(`"disposition":"regular","uid":%d,"umask":23,"niceLevel":4,"environment":["A=b"],"emailAddress":"b@x.test","resourceLimits":{"RLIMIT_NOFILE":{"cur":1,"max":2}}`, me()))
-	l.items["tty"] = "/dev/pts/3"
+	l.items["tty"], l.items["rhost"] = "/dev/pts/3", "evil\xff.test"
 	l.env = []string{"XDG_SEAT=", "XDG_SESSION_INHIBIT=sleep:idle"}
 	for key, v := range map[string]string{"memory_max": "200M", "tasks_max": "50", "cpu_weight": "100", "io_weight": "340", "runtime_max_sec": "3600"} {
 		l.data["systemd."+key] = frame.Value{Kind: frame.Text, Text: []byte(v)}
@@ -114,7 +114,7 @@ func TestRegister(t *testing.T) {
 	if got := strings.Join(limits, " "); got != "MemoryMax=209715200 TasksMax=50 CPUWeight=100 IOWeight=340 RuntimeMaxUSec=3600000000" {
 		t.Errorf("limits %s", got)
 	}
-	if c := request.Choice; c.Class != "user" || c.Type != "tty" || c.TTY != "pts/3" || request.UID != me() {
+	if c := request.Choice; c.Class != "user" || c.Type != "tty" || c.TTY != "pts/3" || c.RemoteHost != "evil?.test" || request.UID != me() {
 		t.Errorf("asked for %+v", request)
 	}
 	dir := fmt.Sprintf("/run/user/%d", me())
