@@ -223,7 +223,7 @@ static enum why on_load(struct call *c, const struct rule *rule, const char *key
 	} else if (rule->form == TERMINAL) {
 		if (s.fd >= 0)
 			*fd = fcntl(s.fd, F_DUPFD_CLOEXEC, 3);
-		else if (c->ch.phase == OPEN && isatty(1))
+		else if (c->ch.phase == OPEN && isatty(1) && (fcntl(1, F_GETFL) & O_ACCMODE) != O_RDONLY)
 			*fd = lift(open("/proc/self/fd/1", O_PATH | O_CLOEXEC));
 		s.kind = *fd >= 0 ? KIND_HELD : KIND_NOTHING;
 	} else if (s.text != NULL && strlen(s.text) > BIG_VALUE) {
@@ -429,6 +429,9 @@ out:
 	for (int i = 0; i < 2; i++)
 		if (pair[i] >= 0)
 			close(pair[i]);
+	/* An answer that was never sent may be a password. */
+	if (c->ch.out != NULL)
+		explicit_bzero(c->ch.out, c->ch.out_n);
 	free(c->ch.in);
 	free(c->ch.out);
 	return w == FINE ? result : failed(c, w);
