@@ -63,7 +63,7 @@ type Conn struct {
 	out  *secret.Bytes
 
 	phase Phase
-	host  int // process id of the login program
+	host  int // process id of the login program, -1: we see another one by it
 
 	send    sync.Mutex // one packet at a time, and the buffer
 	replies chan reply
@@ -105,7 +105,7 @@ func New(sock *os.File) (*Conn, *Start, error) {
 		c.Close()
 		return nil, nil, fmt.Errorf("read START: %w", err)
 	}
-	c.phase, c.host = s.Phase, int(s.PID)
+	c.phase, c.host = s.Phase, s.hostPID()
 	go func() {
 		defer close(c.reader)
 		defer in.Close()

@@ -310,7 +310,20 @@ func TestLimits(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
 	}
-	// Without the power to raise the hard limit, up to that.
+	// A process id that means another process here is nobody's.
+	fd, err := unix.PidfdOpen(child.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := &Start{PID: uint32(child.Process.Pid), Host: os.NewFile(uintptr(fd), "pidfd")}
+	defer start.Close()
+	if pid := start.hostPID(); pid != child.Process.Pid {
+		t.Errorf("the login program is %d", pid)
+	}
+	start.PID++
+	if pid := start.hostPID(); pid != -1 {
+		t.Errorf("a stranger is %d", pid)
+	}
 	var own unix.Rlimit
 	if err := unix.Prlimit(child.Process.Pid, unix.RLIMIT_CORE, nil, &own); err != nil || own.Cur != 7 {
 		t.Errorf("core: %+v, %v", own, err)

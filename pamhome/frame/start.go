@@ -1,8 +1,10 @@
 package frame
 
 import (
+	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"hearth/internal/secret"
@@ -56,6 +58,20 @@ func (s *Start) Close() {
 	if s.Host != nil {
 		_ = s.Host.Close()
 	}
+}
+
+// hostPID is the login program's process id, or -1 where that is somebody else
+// for us: a login program may have its children in another name space.
+func (s *Start) hostPID() int {
+	if s.Host != nil {
+		info, _ := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", s.Host.Fd()))
+		for line := range strings.Lines(string(info)) {
+			if pid, ok := strings.CutPrefix(line, "Pid:"); ok && strings.TrimSpace(pid) != strconv.FormatUint(uint64(s.PID), 10) {
+				return -1
+			}
+		}
+	}
+	return int(s.PID)
 }
 
 // Env looks a name up in the PAM environment.
