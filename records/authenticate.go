@@ -13,6 +13,7 @@ import (
 //
 // Faults: BadPasswordAndNoToken where a token could have helped, BadPassword,
 // BadRecoveryKey where only a recovery key can help, HomeCantAuthenticate,
+// LimitsExceeded where hashes and secrets would take a minute and more,
 // BadSignature for a zero record.
 func Authenticate(v Verified, s *Secrets, strict bool, c *HashCache) error {
 	if err := v.vouched(); err != nil {

@@ -62,43 +62,56 @@ func encode64(src []byte) string {
 // for the methods. A hash of another method, one that costs too much, a
 // malformed and an empty one match nothing. The error is secret.ErrClosed at
 // most.
-func CheckHash(stored string, p *secret.Bytes) (bool, error) {
+func CheckHash(stored string, p *secret.Bytes) (bool, error) { return checkHash(stored, p, allowed) }
+
+func checkHash(stored string, p *secret.Bytes, max costs) (bool, error) {
 	ok := false
 	err := p.Use(func(b []byte) error {
-		ok = fitsHash(stored, b, allowed)
+		ok = fitsHash(stored, b, max)
 		return nil
 	})
 	return ok, err
 }
 
 // A HashCache remembers which password fitted which hash, so that a hash
-// function that is slow on purpose runs once per pair within an operation. It
-// borrows the passwords: what is closed fits nothing any more. It is for one
-// goroutine.
+// function that is slow on purpose runs once per pair within an operation, and
+// ends the operation when all of it takes too long (maxWork). It borrows the
+// passwords: what is closed fits nothing any more. It is for one goroutine.
 type HashCache struct {
-	known []known
-	runs  int             // evaluations, for tests
-	stop  <-chan struct{} // may be nil
+	known  map[string][]known // by hash
+	fitted []fitted
+	runs   int // evaluations, for tests
+	work   work
+	stop   <-chan struct{} // may be nil
 }
 
 type known struct {
+	p  *secret.Bytes
+	ok bool
+}
+
+type fitted struct {
 	hash string
 	p    *secret.Bytes
-	ok   bool
 }
 
 // NewHashCache returns an empty cache.
-func NewHashCache() *HashCache { return &HashCache{} }
+func NewHashCache() *HashCache { return &HashCache{known: map[string][]known{}} }
 
 // StopOn makes evaluations give up, with fault.Timeout, once stop is closed.
 // What is known by then remains known.
 func (c *HashCache) StopOn(stop <-chan struct{}) { c.stop = stop }
 
 // evaluate is CheckHash that can be stopped. Nothing can interrupt the function
-// itself: it then goes on by itself, with a copy of the password of its own.
+// itself: it then goes on by itself, with a copy of the password and a count of
+// its own.
 func (c *HashCache) evaluate(stored string, p *secret.Bytes) (bool, error) {
+	count, most := c.work, allowed
+	most.work = &count
 	if c.stop == nil {
-		return CheckHash(stored, p)
+		ok, err := checkHash(stored, p, most)
+		c.work = count
+		return ok, err
 	}
 	own, err := p.Clone()
 	if err != nil {
@@ -109,11 +122,12 @@ func (c *HashCache) evaluate(stored string, p *secret.Bytes) (bool, error) {
 	go func() {
 		defer own.Close()
 		var err error
-		ok, err = CheckHash(stored, own)
+		ok, err = checkHash(stored, own, most)
 		done <- err
 	}()
 	select {
 	case err := <-done:
+		c.work = count
 		return ok, err
 	case <-c.stop:
 		return false, fault.New(fault.Timeout, "check password", errors.New("asked to stop"))
@@ -127,10 +141,10 @@ func (c *HashCache) evaluate(stored string, p *secret.Bytes) (bool, error) {
 func (c *HashCache) likelyFirst(stored string, passwords []*secret.Bytes) []*secret.Bytes {
 	rank := func(p *secret.Bytes) int {
 		at := 1
-		for _, k := range c.known {
+		for _, f := range c.fitted {
 			switch {
-			case !k.ok || !k.p.Equal(p):
-			case k.hash == stored:
+			case !f.p.Equal(p):
+			case f.hash == stored:
 				return 0
 			default:
 				at = 2
@@ -143,16 +157,24 @@ func (c *HashCache) likelyFirst(stored string, passwords []*secret.Bytes) []*sec
 	return list
 }
 
+// check is CheckHash. Faults: LimitsExceeded, Timeout.
 func (c *HashCache) check(stored string, p *secret.Bytes) (bool, error) {
-	for _, k := range c.known {
-		if k.hash == stored && k.p.Equal(p) {
+	for _, k := range c.known[stored] {
+		if k.p.Equal(p) {
 			return k.ok, nil
 		}
 	}
 	c.runs++
 	ok, err := c.evaluate(stored, p)
+	if c.work.over {
+		return false, fault.Newf(fault.LimitsExceeded, "check password hashes",
+			"The record has more or costlier password hashes than are tried at once with so many passwords.")
+	}
 	if err == nil {
-		c.known = append(c.known, known{stored, p, ok})
+		c.known[stored] = append(c.known[stored], known{p, ok})
+		if ok {
+			c.fitted = append(c.fitted, fitted{stored, p})
+		}
 	}
 	return ok, err
 }

@@ -3,6 +3,7 @@ package records
 import (
 	"bytes"
 	"crypto/rand"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -139,6 +140,94 @@ func TestHashCosts(t *testing.T) {
 	for _, p := range []string{long[1:], long} {
 		if stored := "$1$salt$" + string(xcrypt.KeyMD5Crypt([]byte(p), []byte("salt"))); fitsHash(stored, []byte(p), allowed) != (len(p) <= maxPassword) {
 			t.Errorf("a password of %d bytes", len(p))
+		}
+	}
+}
+
+// TestHashWork: what an evaluation takes is known before it takes place, and
+// what would be too much altogether does not.
+func TestHashWork(t *testing.T) {
+	const hash43 = "lH4Blq6EUT5kohtMaJuuam4rpgnwNSzdugg1kO8swg1"
+	const evaluation = 1000
+	p := []byte("fixture-password")
+	for _, c := range []struct {
+		stored string
+		work   uint64
+		cheap  bool
+	}{
+		{"$y$j9T$5Uru/BpWPPzE2WDoWreqA0$V3ROsH11sYCDc6blhm.Lox2iWA6OV2uuX9iA7F/I27/", 1 << 17, true},
+		{"$y$jFT$5Uru/BpWPPzE2WDoWreqA0$V3ROsH11sYCDc6blhm.Lox2iWA6OV2uuX9iA7F/I27/", 1 << 23, false},
+		{"$7$BU..../....salt$" + hash43, 1 << 18, false},
+		{"$2b$04$CCCCCCCCCCCCCCCCCCCCC.HrBIdffznV69GxsYPA9PLSACo3k11D6", 150 << 4, true},
+		{"$2x$04$CCCCCCCCCCCCCCCCCCCCC.HrBIdffznV69GxsYPA9PLSACo3k11D6", 150 << 4, true},
+		{"$2b$17$CCCCCCCCCCCCCCCCCCCCC.HrBIdffznV69GxsYPA9PLSACo3k11D6", 150 << 17, false},
+		{"$2x$17$CCCCCCCCCCCCCCCCCCCCC.HrBIdffznV69GxsYPA9PLSACo3k11D6", 150 << 17, false},
+		{"$6$abc$" + hash43 + hash43, 5000, true},
+		{"$5$rounds=10000000$abc$" + hash43, 10000000, false},
+		{"$1$abc$" + hash43[:22], 2000, true},
+		{"$sha1$1000$abc$" + hash43[:28], 1000, true},
+		{"$md5,rounds=2000000$abc$$" + hash43[:22], 6 * 2004096, false},
+		{"$3$$a9f0dd57e1edab5bb55a9ac0a99c15ec", 0, true},
+		{"!", 0, true},
+	} {
+		short := work{done: maxWork - evaluation - c.work + 1}
+		most := allowed
+		most.work = &short
+		if fitsHash(c.stored, p, most) || !short.over {
+			t.Errorf("%s is computed with a microsecond less than it takes", c.stored)
+		}
+		if !c.cheap {
+			continue
+		}
+		enough := work{done: maxWork - evaluation - c.work}
+		most.work = &enough
+		if fits := fitsHash(c.stored, p, most); enough.over || enough.done != maxWork || fits != fitsHash(c.stored, p, allowed) {
+			t.Errorf("%s: fits %v, %+v", c.stored, fits, enough)
+		}
+	}
+	// A long password takes longer with the methods that hash it in each round.
+	long := work{done: maxWork - evaluation - 8*5000 + 5001}
+	most := allowed
+	most.work = &long
+	if fitsHash("$6$abc$"+hash43+hash43, bytes.Repeat([]byte("a"), maxPassword), most) || !long.over {
+		t.Errorf("a long password: %+v", long)
+	}
+}
+
+// TestManyHashes: neither a record's hashes nor the secrets offered keep an
+// operation busy for ever, and what comes before the end still counts.
+func TestManyHashes(t *testing.T) {
+	const good = "$5$saltstring$5B8vYYiY.CVt1RlTTf8KbXBH3hsxY/GNooZaBBGWEc5"
+	record := func(before, after int) Verified {
+		var list []string
+		for i := range before {
+			list = append(list, fmt.Sprintf("!%d", i))
+		}
+		list = append(list, good)
+		for i := range after {
+			list = append(list, fmt.Sprintf("*%d", i))
+		}
+		r, err := NewBuilder("ann").SetPrivileged("hashedPassword", list).Record()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return vouched(r)
+	}
+	for _, c := range []struct {
+		before, after int
+		secrets       []string
+		want          fault.Kind
+	}{
+		{1000, 100000, []string{"Hello world!"}, ""},
+		{61000, 0, []string{"Hello world!"}, fault.LimitsExceeded},
+		{1000, 61000, []string{"no"}, fault.LimitsExceeded},
+		{1000, 1000, []string{"no"}, fault.BadPassword},
+		{20000, 0, []string{"no", "nor", "neither", "Hello world!"}, fault.LimitsExceeded},
+		{10000, 0, []string{"no", "nor", "neither", "Hello world!"}, ""},
+	} {
+		s := secretsOf(t, c.secrets...)
+		if err := Authenticate(record(c.before, c.after), s, true, nil); fault.KindOf(err) != c.want {
+			t.Errorf("%d hashes before the good one, %d passwords: %v, want %q", c.before, len(c.secrets), err, c.want)
 		}
 	}
 }

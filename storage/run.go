@@ -497,7 +497,7 @@ func (f *flow) worthless(text []byte, err error) bool {
 		return false
 	}
 	switch fault.KindOf(err) {
-	case fault.FileNotFound, fault.Inconsistent, fault.InvalidArgs, fault.OtherUser, fault.BadSignature,
+	case fault.FileNotFound, fault.Inconsistent, fault.InvalidArgs, fault.OtherUser, fault.BadSignature, fault.LimitsExceeded,
 		fault.BadPassword, fault.BadRecoveryKey, fault.BadPasswordAndNoToken, fault.HomeCantAuthenticate:
 	default:
 		return false
