@@ -155,6 +155,41 @@ func TestNormaliseArrays(t *testing.T) {
 	}
 }
 
+// TestNormalFormIsNotMadeAgain: what is in normal form costs no copy, and what
+// is said to be in pairs already is just what sorting would leave alone.
+func TestNormalFormIsNotMadeAgain(t *testing.T) {
+	for _, c := range []struct {
+		text          string
+		same, inPairs bool
+	}{
+		{`{"a":[{"x":1,"y":2}],"b":["d","c","e","a"]}`, true, true},
+		{`{"b":1,"a":2}`, false, true},
+		{`{"a":[{"y":1,"x":2}]}`, false, true},
+		{`{"a":["d","c","b","a"]}`, false, false},
+		{`{"a":{"b":[[1,["d","c","b","a"]]]}}`, false, false},
+		{`["b","x","b","a","c"]`, true, true},
+		{`["b","x","b","a","a","z","0"]`, false, false},
+		{`["b","x",1,"a","a","z"]`, true, true},
+		{`["d","x","a"]`, true, true},
+		{`[4,3,2,1]`, true, true},
+	} {
+		v, err := parseDocument([]byte(c.text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := normalise(v, true)
+		if err != nil || (n == v) != c.same || unpaired(v) == c.inPairs {
+			t.Errorf("%s: %v, the same %v, unpaired %v", c.text, err, n == v, unpaired(v))
+		}
+		if again, err := normalise(n, true); err != nil || again != n {
+			t.Errorf("%s: the normal form of a normal form is another, %v", c.text, err)
+		}
+		if after, _ := parseDocument([]byte(c.text)); !equal(after, v) {
+			t.Errorf("%s: normalising changed it", c.text)
+		}
+	}
+}
+
 // TestFilesAreFixpoints: what the real daemon stored comes out as it was.
 func TestFilesAreFixpoints(t *testing.T) {
 	n := 0
@@ -231,6 +266,46 @@ func TestSignableAndEmbedded(t *testing.T) {
 	}
 	if n != 44 {
 		t.Errorf("%d signable texts seen, 44 expected", n)
+	}
+}
+
+// TestDeepTextsFillNoDisk: tabs make of a nested text a thousand times as much
+// in a file.
+func TestDeepTextsFillNoDisk(t *testing.T) {
+	nested := func(depth, numbers int) []byte {
+		return []byte(`{"userName":"ann","location":` + strings.Repeat("[", depth) + strings.Repeat("0,", numbers) + "0" + strings.Repeat("]", depth) + "}")
+	}
+	for _, c := range []struct {
+		depth, numbers int
+		c              Context
+		want           fault.Kind
+	}{
+		{2000, 1000, HostFile, ""},
+		{2000, 1000, BusUpdate, ""},
+		{2000, 5000, HostFile, ""},
+		{2000, 5000, BusUpdate, fault.InvalidArgs},
+		{2000, 100000, HostFile, fault.Inconsistent},
+		{2000, 100000, EmbeddedFile, fault.Inconsistent},
+		{2000, 100000, BusUpdate, fault.InvalidArgs},
+		{2000, 100000, BusRegister, fault.InvalidArgs},
+		{2000, 100000, BusCreate, fault.InvalidArgs},
+		{1, 100000, BusUpdate, ""},
+	} {
+		r, err := Parse(nested(c.depth, c.numbers), c.c)
+		if fault.KindOf(err) != c.want {
+			t.Errorf("%d numbers %d deep, %d: %v", c.numbers, c.depth, c.c, err)
+		}
+		if err == nil {
+			if got, want := len(r.Pretty()), fileSize(r.doc, 0)+1; got != want {
+				t.Errorf("%d bytes in a file, %d were foreseen", got, want)
+			}
+		}
+	}
+	for _, path := range fixtureFiles(t, "host.identity", "realint.json", "input.json") {
+		r := mustParse(t, read(t, path), HostFile)
+		if got, want := len(r.Pretty()), fileSize(r.doc, 0)+1; got != want {
+			t.Errorf("%s: %d bytes, %d were foreseen", path, got, want)
+		}
 	}
 }
 

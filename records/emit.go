@@ -109,6 +109,51 @@ func length(v *value) int {
 	return n
 }
 
+// fileSize is how many bytes appendPretty makes of v.
+func fileSize(v *value, level int) int {
+	var scratch [32]byte
+	switch {
+	case v.kind == text:
+		return stringSize(v.str)
+	case v.kind != array && v.kind != object:
+		return len(appendScalar(scratch[:0], v))
+	case len(v.list)+len(v.members) == 0:
+		return len("{}")
+	}
+	const line = len(",\n\t")
+	n := len("\n}") + level
+	for _, e := range v.list {
+		n += line + level + fileSize(e, level+1)
+	}
+	for _, m := range v.members {
+		n += line + level + stringSize(m.key) + len(" : ") + fileSize(m.value, level+1)
+	}
+	return n
+}
+
+// depth is how deeply v is nested: 0 for what holds nothing.
+func depth(v *value) int {
+	d := 0
+	for _, e := range v.list {
+		d = max(d, 1+depth(e))
+	}
+	for _, m := range v.members {
+		d = max(d, 1+depth(m.value))
+	}
+	return d
+}
+
+func stringSize(s string) int {
+	n := len(s) + 2
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c == '"' || c == '\\' {
+			_, e := escape(c)
+			n += e - 1
+		}
+	}
+	return n
+}
+
 // compact writes v into a buffer of its own.
 func compact(v *value) []byte { return appendCompact(make([]byte, 0, length(v)), v) }
 

@@ -26,6 +26,9 @@ func FuzzRecord(f *testing.F) {
 		if !r.Equal(again) || !bytes.Equal(again.Compact(), r.Compact()) {
 			t.Fatalf("%s comes back as %s", r.Compact(), again.Compact())
 		}
+		if len(r.Pretty()) != fileSize(r.doc, 0)+1 {
+			t.Fatalf("%d bytes foreseen of %q", fileSize(r.doc, 0)+1, r.Pretty())
+		}
 		stored := mustParse(t, r.Pretty(), HostFile)
 		if !bytes.Equal(stored.Pretty(), r.Pretty()) {
 			t.Fatalf("%s is stored in another form the second time", r.Compact())

@@ -105,6 +105,8 @@ func TestHashCosts(t *testing.T) {
 		"$7$BU.........salt$" + hash43, // p 0
 		"$7$B...../....salt$" + hash43, // r 0
 		"$2b$18$CCCCCCCCCCCCCCCCCCCCC.HrBIdffznV69GxsYPA9PLSACo3k11D6",
+		"$2x$18$CCCCCCCCCCCCCCCCCCCCC.HrBIdffznV69GxsYPA9PLSACo3k11D6",
+		"$2x$03$CCCCCCCCCCCCCCCCCCCCC.HrBIdffznV69GxsYPA9PLSACo3k11D6",
 		"$2b$31$CCCCCCCCCCCCCCCCCCCCC.HrBIdffznV69GxsYPA9PLSACo3k11D6",
 		"$6$rounds=10000001$abc$" + hash43 + hash43,
 		"$5$rounds=999999999$abc$" + hash43,

@@ -45,7 +45,8 @@ func hasNormalForm(v *value) error {
 // in arrays the elements taken as pairs, the pairs ordered by their first
 // element where all of those are strings. The second rule is an accident of
 // systemd-homed that its verifier repeats on every record it reads, so it is
-// part of the format. pairs says whether to apply it.
+// part of the format. pairs says whether to apply it. What is in that form
+// already, as all that comes from a file of ours, is returned as it is.
 //
 // Fails with errDuplicate or errReal.
 func normalise(v *value, pairs bool) (*value, error) {
@@ -55,36 +56,81 @@ func normalise(v *value, pairs bool) (*value, error) {
 			return nil, errReal
 		}
 	case object:
-		out := newObject(make([]member, len(v.members))...)
+		var changed []member
+		sorted := true
 		for i, m := range v.members {
 			n, err := normalise(m.value, pairs)
 			if err != nil {
 				return nil, err
 			}
-			out.members[i] = member{m.key, n}
+			if n != m.value {
+				if changed == nil {
+					changed = slices.Clone(v.members)
+				}
+				changed[i].value = n
+			}
+			sorted = sorted && (i == 0 || v.members[i-1].key < m.key)
 		}
-		slices.SortFunc(out.members, func(a, b member) int { return strings.Compare(a.key, b.key) })
-		for i := 1; i < len(out.members); i++ {
-			if out.members[i].key == out.members[i-1].key {
-				return nil, errDuplicate
+		if !sorted {
+			if changed == nil {
+				changed = slices.Clone(v.members)
+			}
+			slices.SortFunc(changed, func(a, b member) int { return strings.Compare(a.key, b.key) })
+			for i := 1; i < len(changed); i++ {
+				if changed[i].key == changed[i-1].key {
+					return nil, errDuplicate
+				}
 			}
 		}
-		return out, nil
+		if changed != nil {
+			return newObject(changed...), nil
+		}
 	case array:
-		out := newArray(make([]*value, len(v.list)))
+		var changed []*value
 		for i, e := range v.list {
 			n, err := normalise(e, pairs)
 			if err != nil {
 				return nil, err
 			}
-			out.list[i] = n
+			if n != e {
+				if changed == nil {
+					changed = slices.Clone(v.list)
+				}
+				changed[i] = n
+			}
 		}
-		if pairs {
-			sortPairs(out.list)
+		if pairs && !inPairs(v.list) {
+			if changed == nil {
+				changed = slices.Clone(v.list)
+			}
+			sortPairs(changed)
 		}
-		return out, nil
+		if changed != nil {
+			return newArray(changed), nil
+		}
 	}
 	return v, nil
+}
+
+// inPairs reports whether sortPairs leaves a list as it is.
+func inPairs(list []*value) bool {
+	sorted := true
+	for i := 0; i+1 < len(list); i += 2 {
+		if list[i].kind != text {
+			return true
+		}
+		sorted = sorted && (i == 0 || list[i-2].str <= list[i].str)
+	}
+	return sorted
+}
+
+// unpaired reports whether pairs make a difference to the normal form of v.
+func unpaired(v *value) bool {
+	if v.kind == array && !inPairs(v.list) {
+		return true
+	}
+	return slices.ContainsFunc(v.list, unpaired) ||
+		slices.ContainsFunc(v.members, func(m member) bool { return unpaired(m.value) })
 }
 
 // sortPairs orders (e0,e1), (e2,e3), ... by the first of each; an odd last

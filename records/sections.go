@@ -64,6 +64,7 @@ const (
 type mask struct {
 	allow, strip section
 	strict       bool
+	given        bool       // by somebody, to be kept
 	bad          fault.Kind // when a section is missing or not allowed
 }
 
@@ -79,9 +80,9 @@ var masks = map[Context]mask{
 	WorkerInput:  {allow: allParts, bad: fault.Inconsistent},
 	WorkerOutput: {allow: allParts, bad: fault.Inconsistent},
 	EmbeddedFile: {allow: signedParts | signature, bad: fault.Inconsistent},
-	BusCreate:    {allow: signedParts | signature, strict: true, bad: fault.InvalidArgs},
-	BusUpdate:    {allow: signedParts | signature, bad: fault.InvalidArgs},
-	BusRegister:  {allow: signedParts | signature, strip: binding | status, bad: fault.InvalidArgs},
+	BusCreate:    {allow: signedParts | signature, strict: true, given: true, bad: fault.InvalidArgs},
+	BusUpdate:    {allow: signedParts | signature, given: true, bad: fault.InvalidArgs},
+	BusRegister:  {allow: signedParts | signature, strip: binding | status, given: true, bad: fault.InvalidArgs},
 	ClientReply:  {allow: allParts, bad: fault.InvalidArgs},
 	ClientCreate: {allow: signedParts, strip: binding | status | signature, bad: fault.InvalidArgs},
 	ClientKeep:   {allow: signedParts | signature, strip: binding | status, bad: fault.InvalidArgs},
@@ -93,6 +94,12 @@ type Record struct {
 	doc *value
 }
 
+// MaxFile bounds a record by the bytes of its file, which has a tab for each
+// level before each line: a text of a few hundred KiB, nested deeply, would
+// fill a disk. What comes over the bus may take half of it, so that with a
+// signature, binding and status it can be read again.
+const MaxFile = 16 << 20
+
 const notARecord = "JSON data is not a valid identity record"
 
 // Parse reads a record's text. Cut the secret section out of it first
@@ -100,9 +107,10 @@ const notARecord = "JSON data is not a valid identity record"
 //
 // Faults: InvalidArgs for text that is not JSON, for a key given twice and
 // for a record without a user name; WrongMedium for numbers that cannot be
-// signed; for a section that is missing or has no place here, Inconsistent in
-// files and InvalidArgs on the bus. BusCreate also checks every known field of
-// the regular and privileged sections (InvalidArgs); Validate checks the rest.
+// signed; for a section that is missing or has no place here, and for a record
+// beyond MaxFile, Inconsistent in files and InvalidArgs on the bus. BusCreate
+// also checks every known field of the regular and privileged sections
+// (InvalidArgs); Validate checks the rest.
 func Parse(text []byte, c Context) (*Record, error) {
 	const op = "parse user record"
 	doc, err := parseDocument(text)
@@ -114,7 +122,7 @@ func Parse(text []byte, c Context) (*Record, error) {
 		}
 		return nil, e
 	}
-	if doc, err = load(doc, masks[c]); err != nil {
+	if doc, err = load(doc, len(text), masks[c]); err != nil {
 		return nil, err
 	}
 	r := &Record{doc}
@@ -129,8 +137,8 @@ func Parse(text []byte, c Context) (*Record, error) {
 	return r, nil
 }
 
-// load applies a mask.
-func load(doc *value, m mask) (*value, error) {
+// load applies a mask to a document that was made of a text of that length.
+func load(doc *value, length int, m mask) (*value, error) {
 	const op = "check sections of user record"
 	if !doc.is(object) {
 		return nil, &fault.Error{Kind: m.bad, Op: op, Text: notARecord, Err: errors.New("not an object")}
@@ -138,6 +146,16 @@ func load(doc *value, m mask) (*value, error) {
 	// Before anything is stripped, so that a section given twice cannot hide.
 	if err := signableErr(hasNormalForm(doc)); err != nil {
 		return nil, err
+	}
+	most := MaxFile
+	if m.given {
+		most /= 2
+	}
+	// Two bytes of text and more become a line of at most its tabs and a number.
+	if length*(depth(doc)+32) > most {
+		if n := fileSize(doc, 0); n > most {
+			return nil, &fault.Error{Kind: m.bad, Op: op, Text: notARecord, Err: fmt.Errorf("%d bytes in a file, more than %d", n, most)}
+		}
 	}
 	for _, s := range special {
 		if m.strip&s.bit != 0 {

@@ -213,3 +213,35 @@ func TestKeysRoundTrip(t *testing.T) {
 		t.Error("a public key is taken for a private one")
 	}
 }
+
+// TestManySignatures: the time that verifying takes has an end, whoever wrote
+// the record.
+func TestManySignatures(t *testing.T) {
+	k := keyring(t, true)
+	good := mustParse(t, read(t, fixtures, "records/canon/host.identity"), HostFile)
+	own := good.doc.get("signature").list[0]
+	bad := newObject(member{"data", newText("AAAA")})
+	for _, c := range []struct {
+		n    int
+		want Verdict
+	}{{0, SignedByUs}, {1, SignedByUsToo}, {maxSignatures - 1, SignedByUsToo}} {
+		list := make([]*value, c.n)
+		for i := range list {
+			list[i] = bad
+		}
+		if v, err := k.Verify(good.withSection("signature", newArray(append(list, own)))); v != c.want || err != nil {
+			t.Errorf("behind %d that are not good: %v, %v", c.n, v, err)
+		}
+	}
+	list := make([]*value, maxSignatures+1)
+	for i := range list {
+		list[i] = own
+	}
+	many := good.withSection("signature", newArray(list))
+	if v, err := k.Verify(many); v != Foreign || !fault.Is(err, fault.Inconsistent) {
+		t.Errorf("%d signatures: %v, %v", len(list), v, err)
+	}
+	if _, err := k.Vouch(many); !fault.Is(err, fault.Inconsistent) {
+		t.Errorf("%d signatures: %v", len(list), err)
+	}
+}

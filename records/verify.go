@@ -104,11 +104,17 @@ func parsePublic(text []byte) (ed25519.PublicKey, error) {
 	return public, nil
 }
 
+// maxSignatures is how many signatures a record may have. Each is tried with
+// each key over the whole record, and the owner of a home can write as many
+// as fit into its copy.
+const maxSignatures = 16
+
 // Verify says who signed the record. Only the signatures count: which key one
 // claims to be made with says nothing. A signature is good over the normal
 // form, and over the form without pairwise order too, which systemd-homed
-// signs in some situations. Fault: Inconsistent for a signature section that
-// cannot be read.
+// signs in some situations. Nothing in this is secret, so it may take longer
+// for one record than for another. Fault: Inconsistent for a signature section
+// that cannot be read or is too long.
 func (k *Keys) Verify(r *Record) (Verdict, error) {
 	sigs, err := r.signatures()
 	if err != nil {
@@ -117,10 +123,22 @@ func (k *Keys) Verify(r *Record) (Verdict, error) {
 	if len(sigs) == 0 {
 		return Unsigned, nil
 	}
-	forms := [2][]byte{r.signedBytes(true), r.signedBytes(false)}
+	doc := r.Signable().doc
+	form := compact(normal(doc, true))
+	// The second form is made when something asks for it, and not at all where
+	// it is the same.
+	var second []byte
+	asked := false
+	goodAsIs := func(key ed25519.PublicKey, sig []byte) bool {
+		if !asked && unpaired(doc) {
+			second = compact(normal(doc, false))
+		}
+		asked = true
+		return second != nil && ed25519.Verify(key, second, sig)
+	}
 	count := func(key ed25519.PublicKey) (good int) {
 		for _, s := range sigs {
-			if ed25519.Verify(key, forms[0], s) || ed25519.Verify(key, forms[1], s) {
+			if ed25519.Verify(key, form, s) || goodAsIs(key, s) {
 				good++
 			}
 		}
@@ -153,6 +171,9 @@ func (r *Record) signatures() ([][]byte, error) {
 	}
 	if section.kind != array {
 		return nil, bad("not an array")
+	}
+	if len(section.list) > maxSignatures {
+		return nil, bad(fmt.Sprintf("%d signatures, at most %d are looked at", len(section.list), maxSignatures))
 	}
 	var out [][]byte
 	for _, e := range section.list {

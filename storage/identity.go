@@ -17,7 +17,7 @@ import (
 const identityName = ".identity"
 
 // identityLimit bounds what we read of a file that the user may replace.
-const identityLimit = 16 << 20
+const identityLimit = records.MaxFile
 
 // TempName returns a name for a file that is to become name, in the same
 // directory: ".#" prefix name and 16 hexadecimal digits.
