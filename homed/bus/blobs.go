@@ -2,7 +2,6 @@ package bus
 
 import (
 	"fmt"
-	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +32,7 @@ func takeBlobs(b blobs, fds []int) (_ map[string]*os.File, err error) {
 		}
 		files[name] = os.NewFile(uintptr(fd), name)
 		if why := unfit(fd); why != "" {
-			return nil, fault.Newf(fault.InvalidArgs, op, "The file given for %s %s.", name, why)
+			return nil, fault.Newf(fault.InvalidArgs, op, "FD for '%s' %s", name, why)
 		}
 	}
 	return files, nil
@@ -46,7 +45,7 @@ func unfit(fd int) string {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	const large = 0o100000 // O_LARGEFILE, which x/sys has as 0 on 64 bits
 	if err != nil || flags&^(unix.O_ACCMODE|unix.O_NOFOLLOW|unix.O_LARGEFILE|large) != 0 || flags&unix.O_ACCMODE == unix.O_WRONLY {
-		return "is not opened for reading alone"
+		return "has unexpected flags set"
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -57,36 +56,9 @@ func unfit(fd int) string {
 
 func (s *server) addManifest(op *manager.Operation) (err error) {
 	if op.Blobs != nil {
-		op.Record, err = withManifest(op.Record, op.Blobs, s.o.Machine)
+		op.Record, err = manager.WithManifest(op.Record, op.Blobs, s.o.Machine)
 	}
 	return err
-}
-
-// withManifest puts the hashes of the blobs into the record that came along
-// with them. One that names blobs itself, as a signed one must, has to name
-// these. Fault: InvalidArgs.
-func withManifest(r *records.Record, files map[string]*os.File, m records.Machine) (*records.Record, error) {
-	if named, ok := r.Manifest(m); ok {
-		names := make([]string, 0, len(files))
-		for name := range files {
-			names = append(names, name)
-		}
-		return r, named.CheckNames(names)
-	}
-	manifest, left := records.Manifest{}, int64(records.MaxBlobBytes)
-	for name, f := range files {
-		hash, size, err := records.HashBlob(name, io.NewSectionReader(f, 0, left+1), left)
-		if err != nil {
-			return nil, err
-		}
-		manifest[name] = hash
-		left -= size
-	}
-	if len(manifest) == 0 {
-		// Nothing to sign.
-		return r, nil
-	}
-	return r.WithManifest(manifest), nil
 }
 
 func closeFiles(files map[string]*os.File) {

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"math"
 	"strconv"
 	"strings"
@@ -36,19 +37,31 @@ func keyOfName(c *call, name []byte) manager.Key {
 
 func keyOfUID(uid uint32) (manager.Key, error) {
 	if uid == math.MaxUint16 || uid == math.MaxUint32 {
-		return manager.Key{}, fault.New(fault.InvalidArgs, "read uid", nil)
+		return manager.Key{}, fault.Newf(fault.InvalidArgs, "read uid", "UID %d is not valid", uid)
 	}
 	return manager.Key{UID: uid, ByUID: true}, nil
 }
 
 // find looks a home up and notes it as the one that texts speak of.
 func (s *server) find(ctx context.Context, c *call, key manager.Key) (manager.Info, error) {
+	return s.lookUp(ctx, c, key, false)
+}
+
+// named is find for a user name argument; the empty one is the caller's home.
+func (s *server) named(ctx context.Context, c *call, name []byte) (manager.Info, error) {
+	return s.lookUp(ctx, c, keyOfName(c, name), len(name) == 0)
+}
+
+func (s *server) lookUp(ctx context.Context, c *call, key manager.Key, caller bool) (manager.Info, error) {
 	if key.Name != "" {
 		c.user = key.Name
 	}
 	info, err := s.o.Manager.Lookup(ctx, key)
-	if err == nil {
+	switch {
+	case err == nil:
 		c.user = info.Name
+	case caller && fault.Is(err, fault.NoSuchHome):
+		err = fault.Newf(fault.NoSuchHome, "look up home", "Client's UID %d not managed.", key.UID)
 	}
 	return info, err
 }
@@ -56,7 +69,7 @@ func (s *server) find(ctx context.Context, c *call, key manager.Key) (manager.In
 // lookups are the methods that only read.
 var lookups = map[string]func(*server, context.Context, *call) ([]any, error){
 	"GetHomeByName": func(s *server, ctx context.Context, c *call) ([]any, error) {
-		h, err := s.find(ctx, c, keyOfName(c, c.args[0].([]byte)))
+		h, err := s.named(ctx, c, c.args[0].([]byte))
 		if err != nil {
 			return nil, err
 		}
@@ -74,7 +87,7 @@ var lookups = map[string]func(*server, context.Context, *call) ([]any, error){
 		return []any{h.Name, h.State, h.GID, h.RealName, h.HomeDirectory, h.Shell, dbus.ObjectPath(home1.HomePathByUID(h.UID))}, nil
 	},
 	"GetUserRecordByName": func(s *server, ctx context.Context, c *call) ([]any, error) {
-		h, err := s.find(ctx, c, keyOfName(c, c.args[0].([]byte)))
+		h, err := s.named(ctx, c, c.args[0].([]byte))
 		if err != nil {
 			return nil, err
 		}
@@ -184,7 +197,7 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 		}
 	}
 	if named >= 0 {
-		info, err := s.find(ctx, c, keyOfName(c, c.args[named].([]byte)))
+		info, err := s.named(ctx, c, c.args[named].([]byte))
 		if err != nil {
 			return nil, err
 		}
@@ -211,15 +224,10 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 		c.user = op.Record.UserName()
 		op.Key = manager.Key{Name: c.user}
 	}
-	if verb == home.Create {
-		if err := s.addManifest(&op); err != nil {
-			return nil, err
-		}
-	}
 	action := c.method.Action
 	if verb == home.Update && target != nil {
 		if op.Flags&^manager.Offline != 0 {
-			return nil, fault.New(fault.InvalidArgs, "read flags", nil)
+			return nil, fault.Newf(fault.InvalidArgs, "read flags", "Invalid flags provided.")
 		}
 		if err := s.addManifest(&op); err != nil {
 			return nil, err
@@ -289,7 +297,7 @@ func readArguments(c *call, op *manager.Operation) (err error) {
 			op.Blobs, err = takeBlobs(c.args[i].(blobs), c.msg.fds)
 		case "flags":
 			if op.Flags = c.args[i].(uint64); op.Flags != 0 && op.Verb == home.Create {
-				err = fault.New(fault.InvalidArgs, "read flags", nil)
+				err = fault.Newf(fault.InvalidArgs, "read flags", "Invalid flags provided.")
 			}
 		}
 		if err != nil {
@@ -309,6 +317,10 @@ func readSecret(text []byte) (*secret.Bytes, error) {
 	parsed, err := records.ParseSecrets(section)
 	if err != nil {
 		section.Close()
+		var f *fault.Error
+		if errors.As(err, &f) {
+			f.Text = strings.Replace(f.Text, "JSON identity record", "JSON secret record", 1)
+		}
 		return nil, err
 	}
 	parsed.Close()

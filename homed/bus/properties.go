@@ -86,7 +86,7 @@ func (s *server) property(ctx context.Context, c *call, n *node) ([]any, error) 
 		} else if i := n.iface(ifaceName); i != nil {
 			from = []*home1.Interface{i}
 		} else {
-			return nil, fault.Newf(fault.UnknownInterface, "find interface", "There is no interface %q here.", ifaceName)
+			return nil, fault.Newf(fault.UnknownInterface, "find interface", "Unknown interface '%s'.", ifaceName)
 		}
 		all := map[string]dbus.Variant{}
 		for _, i := range from {
@@ -106,7 +106,7 @@ func (s *server) property(ctx context.Context, c *call, n *node) ([]any, error) 
 		p = i.Property(name)
 	}
 	if p == nil {
-		return nil, fault.Newf(fault.UnknownProperty, "find property", "There is no property %q of interface %q here.", name, ifaceName)
+		return nil, fault.Newf(fault.UnknownProperty, "find property", "Unknown interface %s or property %s.", ifaceName, name)
 	}
 	if c.method.Name == "Get" {
 		v, err := s.value(ctx, c, n, p)
@@ -116,7 +116,7 @@ func (s *server) property(ctx context.Context, c *call, n *node) ([]any, error) 
 		return []any{v}, nil
 	}
 	if !p.Writable {
-		return nil, fault.Newf(fault.PropertyReadOnly, "set property", "The property %s can only be read.", name)
+		return nil, fault.Newf(fault.PropertyReadOnly, "set property", "Property '%s' is not writable.", name)
 	}
 	if p.Privileged && c.uid != 0 {
 		return nil, fault.Newf(fault.AccessDenied, "set property", "Only root may set %s.%s.", ifaceName, name)
@@ -161,7 +161,7 @@ func (s *server) setLog(property, value string) error {
 		case "console", "kmsg", "journal", "syslog", "journal-or-kmsg", "syslog-or-kmsg", "console-prefixed", "null":
 			return fault.Newf(fault.NotSupported, "set log target", "The log target is always %q.", logTarget)
 		}
-		return fault.Newf(fault.InvalidArgs, "set log target", "There is no log target %q.", value)
+		return fault.Newf(fault.InvalidArgs, "set log target", "Invalid log target '%s'", value)
 	}
 	for i, l := range levels {
 		if value == l.name || value == string(rune('0'+i)) {
@@ -169,7 +169,7 @@ func (s *server) setLog(property, value string) error {
 			return nil
 		}
 	}
-	return fault.Newf(fault.InvalidArgs, "set log level", "There is no log level %q.", value)
+	return fault.Newf(fault.InvalidArgs, "set log level", "Invalid log level '%s'", value)
 }
 
 const seat0 = "seat0" // a machine without further seats has this one

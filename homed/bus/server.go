@@ -409,7 +409,7 @@ func (s *server) answer(ctx context.Context, c *call, turn <-chan struct{}) ([]a
 	}
 	iface, method := n.find(m.iface, m.member)
 	if method == nil {
-		return nil, fault.Newf(fault.UnknownMethod, "find method", "There is no method %s of interface %q here.", m.member, m.iface)
+		return nil, fault.Newf(fault.UnknownMethod, "find method", "Unknown method %s or interface %s.", m.member, m.iface)
 	}
 	c.method = method
 	if n.home != nil {
@@ -419,8 +419,8 @@ func (s *server) answer(ctx context.Context, c *call, turn <-chan struct{}) ([]a
 		return nil, err
 	}
 	if m.sig != method.InSignature() {
-		return nil, fault.Newf(fault.InvalidArgs, "check signature", "%s.%s takes arguments of type %q, not %q.",
-			iface.Name, method.Name, method.InSignature(), m.sig)
+		return nil, fault.Newf(fault.InvalidArgs, "check signature", "Invalid arguments '%s' to call %s.%s(), expecting '%s'.",
+			m.sig, iface.Name, method.Name, method.InSignature())
 	}
 	if c.args, err = m.arguments(); err != nil {
 		return nil, fault.New(fault.InvalidArgs, "decode arguments", err)
@@ -496,7 +496,7 @@ func (s *server) resolve(ctx context.Context, path string) (*node, error) {
 	case home1.HomesPath:
 		return &node{own: []*home1.Interface{home1.ObjectManager}, children: s.labels}, nil
 	}
-	unknown := fault.Newf(fault.UnknownObject, "find object", "There is no object %s.", path)
+	unknown := fault.Newf(fault.UnknownObject, "find object", "Unknown object '%s'.", path)
 	label, ok := strings.CutPrefix(path, home1.HomesPath+"/")
 	if !ok || strings.Contains(label, "/") {
 		return nil, unknown

@@ -251,7 +251,7 @@ func (s *step) decide(c Call) bool {
 	}
 	switch a {
 	case refuse:
-		s.reply(c, fault.New(cell.kind, string(v), nil))
+		s.reply(c, refusal(v, cell.kind, state))
 		if c.Verb == Create && s.h.New && !s.h.running.active {
 			s.forget()
 		}
@@ -436,7 +436,9 @@ func (s *step) drain() {
 		case s.h.running.active:
 			return
 		case c.Verb == Release && s.h.Referenced():
-			s.reply(c, fault.New(fault.HomeBusy, "release", nil))
+			err := fault.New(fault.HomeBusy, "release", nil)
+			err.Wording = "Home %u is currently referenced."
+			s.reply(c, err)
 		case c.Verb == LockAll && !s.h.ShallSuspend():
 			s.reply(c, nil)
 		default:

@@ -121,6 +121,23 @@ var table = map[Verb][columns]cell{
 		cRun, cRun, cRun, cWait},
 }
 
+// refusal is the answer to a verb that a state forbids, in the words that the
+// interface's clients know; where the kind's own text is none of them.
+func refusal(v Verb, k fault.Kind, s State) error {
+	err := fault.New(k, string(v), nil)
+	switch {
+	case k == fault.HomeBusy && v != Create && v != Realize && v != Remove && v != Unregister:
+		err.Wording = "An operation on home %u is currently being executed."
+	case k == fault.HomeNotActive && v == Lock:
+		err.Wording = "Home %u is not active."
+	case k == fault.HomeUnfixated && v == Unregister:
+		err.Wording = "Home %u is not registered."
+	case k == fault.HomeExists && s == Inactive:
+		err.Wording = "Selected home image of user %u already exists."
+	}
+	return err
+}
+
 // queued reports whether the operation waits for its turn instead of being
 // answered HomeBusy.
 func (v Verb) queued() bool {

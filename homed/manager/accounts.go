@@ -42,18 +42,21 @@ func ask(ctx context.Context, database, key string) (bool, error) {
 	return false, fmt.Errorf("look up %s in %s: %w", key, database, err)
 }
 
-// accountExists reports whether a user or a group has that name or id. A
-// look-up that fails counts as a yes: better no home than two owners.
-func (m *Manager) accountExists(ctx context.Context, key string) bool {
-	for _, exists := range []func(context.Context, string) (bool, error){m.Accounts.UserExists, m.Accounts.GroupExists} {
-		yes, err := exists(ctx, key)
+// accountExists says whether a "user" or a "group" has that name or id; "" if
+// neither. A look-up that fails counts as a yes: better no home than two owners.
+func (m *Manager) accountExists(ctx context.Context, key string) string {
+	for _, a := range []struct {
+		kind   string
+		exists func(context.Context, string) (bool, error)
+	}{{"user", m.Accounts.UserExists}, {"group", m.Accounts.GroupExists}} {
+		yes, err := a.exists(ctx, key)
 		if err != nil {
 			m.log.Warn("cannot tell whether an account exists, taking it that it does", "account", key, "error", err)
-			return true
+			return a.kind
 		}
 		if yes {
-			return true
+			return a.kind
 		}
 	}
-	return false
+	return ""
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +22,10 @@ var remote = map[uint32]bool{
 	0x6969: true, 0xff534d42: true, 0xfe534d42: true, 0x517b: true, 0x0187: true, /* autofs */
 	0x00c36400: true /* ceph */, 0x01021997: true, /* 9p */
 }
+
+// scanTimeout bounds how long an answer waits for a scan: who has thousands of
+// images gets it all the same.
+const scanTimeout = 5 * time.Second
 
 // noted is a change below the home root.
 type noted struct {
@@ -42,6 +47,8 @@ func (m *Manager) watchRoot(ctx context.Context) {
 		<-listening
 	}
 	for first := true; ctx.Err() == nil; first = false {
+		var waiting []chan struct{}
+		_ = m.ask(ctx, func() { waiting, m.scanned = m.scanned, nil })
 		if m.Devices != nil {
 			m.scanDevices(ctx)
 		}
@@ -62,6 +69,9 @@ func (m *Manager) watchRoot(ctx context.Context) {
 		}
 		if !first {
 			_ = m.ask(ctx, m.collectAll)
+		}
+		for _, done := range waiting {
+			close(done)
 		}
 		m.readyOnce.Do(func() {
 			_ = m.ask(ctx, func() { close(m.ready) })
@@ -192,7 +202,7 @@ func (m *Manager) allocateUID(ctx context.Context, start uint32, name string) (u
 		return 0, err
 	}
 	return records.AllocateUID(start, name, func(uid uint32) bool {
-		return used[uid] || m.accountExists(ctx, fmt.Sprint(uid))
+		return used[uid] || m.accountExists(ctx, fmt.Sprint(uid)) != ""
 	}, m.Rand)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -32,6 +33,7 @@ type Manager struct {
 
 	readyOnce sync.Once
 	rescan    chan struct{}
+	scanned   []chan struct{} // closed when a scan that begins now has ended
 
 	// The rest belongs to the loop.
 	homes map[string]*entry // by user name
@@ -150,6 +152,24 @@ func (m *Manager) Rescan() {
 	}
 }
 
+// rescanned looks for homes and returns when all that there are have been seen,
+// so that who asks for one next finds it; in any case before long.
+func (m *Manager) rescanned(ctx context.Context) {
+	done := make(chan struct{})
+	if m.ask(ctx, func() { m.scanned = append(m.scanned, done) }) != nil {
+		return
+	}
+	m.Rescan()
+	late := time.NewTimer(scanTimeout)
+	defer late.Stop()
+	select {
+	case <-done:
+	case <-late.C:
+	case <-ctx.Done():
+	case <-m.ended:
+	}
+}
+
 // post hands f to the loop, without waiting for it to run. It reports false
 // when the loop has ended.
 func (m *Manager) post(f func()) bool {
@@ -219,7 +239,7 @@ func (m *Manager) announce() {
 func noSuchHome(key Key) error {
 	err := fault.New(fault.NoSuchHome, "look up home", nil)
 	if key.ByUID {
-		err.Text = "No home for this UID known"
+		err.Text = fmt.Sprintf("No home for UID %d known", key.UID)
 		return err
 	}
 	return fault.For(key.Name, err)

@@ -112,11 +112,18 @@ func (c *collective) finish(err error) {
 // Do carries out an operation and waits for it to end. When ctx ends first,
 // only the waiting ends: the operation goes on, and the reference it may yield
 // is closed.
-func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
+func (m *Manager) Do(ctx context.Context, op Operation) (_ Result, err error) {
 	c := &call{op: op, reply: make(chan answer, 1)}
 	switch op.Verb {
 	case home.Create, home.Register:
 		return m.introduce(ctx, c)
+	case home.Unregister, home.Remove:
+		// What the record hid shows when the caller is told.
+		defer func() {
+			if err == nil {
+				m.rescanned(ctx)
+			}
+		}()
 	}
 	if err := m.admitChange(op); err != nil {
 		return c.refused(fault.For(op.Key.Name, err))
@@ -124,7 +131,7 @@ func (m *Manager) Do(ctx context.Context, op Operation) (Result, error) {
 	if err := c.takeSecrets(); err != nil {
 		return c.refused(err)
 	}
-	err := m.ask(ctx, func() {
+	err = m.ask(ctx, func() {
 		switch {
 		case m.stopping:
 			c.finish(answer{err: stopping()})
@@ -532,7 +539,7 @@ func (m *Manager) introduce(ctx context.Context, c *call) (Result, error) {
 			return c.refused(fault.For(name, err))
 		}
 	}
-	v, err := m.vet(ctx, op.Record.WithoutSecret())
+	v, err := m.vet(ctx, op.Record.WithoutSecret(), op.Blobs)
 	if err != nil {
 		return c.refused(fault.For(name, err))
 	}
@@ -584,11 +591,13 @@ func (m *Manager) conflict(r *records.Record, v records.View) error {
 	const op = "check user record"
 	for _, n := range namesOf(r) {
 		if m.find(Key{Name: n}) != nil {
-			return fault.New(fault.UserNameExists, op, fmt.Errorf("%s is a home's", n))
+			return fault.Newf(fault.UserNameExists, op, "Specified user name %s exists already, refusing.", n)
 		}
 	}
-	if v.HasUID && m.find(Key{UID: v.UID, ByUID: true}) != nil {
-		return fault.New(fault.UIDInUse, op, fmt.Errorf("UID %d is a home's", v.UID))
+	if v.HasUID {
+		if o := m.find(Key{UID: v.UID, ByUID: true}); o != nil {
+			return fault.Newf(fault.UIDInUse, op, "Specified UID %d already in use by home %s, refusing.", v.UID, o.name)
+		}
 	}
 	return nil
 }
@@ -597,7 +606,7 @@ func (m *Manager) conflict(r *records.Record, v records.View) error {
 // a UID if it has none. It asks for accounts, so it runs outside of the loop.
 // Faults: InvalidArgs, UserNameExists, UIDInUse, BadSignature, BadAddress,
 // TooManyHomes, NoPrivateKey.
-func (m *Manager) vet(ctx context.Context, r *records.Record) (records.Verified, error) {
+func (m *Manager) vet(ctx context.Context, r *records.Record, blobs map[string]*os.File) (records.Verified, error) {
 	const op = "check user record"
 	refuse := func(err error) (records.Verified, error) { return records.Verified{}, err }
 	if err := r.Manageable(m.Machine); err != nil {
@@ -608,8 +617,16 @@ func (m *Manager) vet(ctx context.Context, r *records.Record) (records.Verified,
 		return refuse(cmp.Or(aerr, err))
 	}
 	for _, n := range namesOf(r) {
-		if m.accountExists(ctx, n) {
-			return refuse(fault.New(fault.UserNameExists, op, fmt.Errorf("%s is an account's", n)))
+		switch m.accountExists(ctx, n) {
+		case "user":
+			return refuse(fault.Newf(fault.UserNameExists, op, "Specified user name %s exists in the NSS user database, refusing.", n))
+		case "group":
+			return refuse(fault.Newf(fault.UserNameExists, op, "Specified user name %s conflicts with an NSS group by the same name, refusing.", n))
+		}
+	}
+	if blobs != nil {
+		if r, err = WithManifest(r, blobs, m.Machine); err != nil {
+			return refuse(err)
 		}
 	}
 	var v records.Verified
@@ -630,8 +647,11 @@ func (m *Manager) vet(ctx context.Context, r *records.Record) (records.Verified,
 		if aerr := m.ask(ctx, func() { err = m.conflict(r, view) }); aerr != nil || err != nil {
 			return refuse(cmp.Or(aerr, err))
 		}
-		if m.accountExists(ctx, fmt.Sprint(view.UID)) {
-			return refuse(fault.New(fault.UIDInUse, op, fmt.Errorf("UID %d is an account's", view.UID)))
+		switch m.accountExists(ctx, fmt.Sprint(view.UID)) {
+		case "user":
+			return refuse(fault.Newf(fault.UIDInUse, op, "Specified UID %d already in use by an NSS user, refusing.", view.UID))
+		case "group":
+			return refuse(fault.Newf(fault.UIDInUse, op, "Specified UID %d already in use as GID by an NSS group, refusing.", view.UID))
 		}
 	} else {
 		uid, err := m.allocateUID(ctx, m.ownerOf(view), r.UserName())

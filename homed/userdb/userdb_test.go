@@ -19,7 +19,6 @@ import (
 
 	"hearth/homed/manager"
 	"hearth/internal/fault"
-	"hearth/internal/testenv"
 	"hearth/records"
 )
 
@@ -389,21 +388,6 @@ func TestOnTheSocket(t *testing.T) {
 	}
 	if _, err := in.ReadByte(); err == nil {
 		t.Error("what is no request was answered")
-	}
-}
-
-// TestVarlinkctl lets the real client read what we serve.
-func TestVarlinkctl(t *testing.T) {
-	testenv.Need(t, "varlinkctl")
-	socket := start(t)
-	out := run(t, "varlinkctl", "call", "--more", socket, "io.systemd.UserDatabase.GetUserRecord", `{"service":"io.systemd.Home"}`)
-	for _, name := range []string{"alice", "carol-x", "frank"} {
-		if !strings.Contains(out, name) {
-			t.Errorf("no %s in %s", name, out)
-		}
-	}
-	if out := run(t, "varlinkctl", "introspect", socket, "io.systemd.UserDatabase"); !strings.Contains(out, "GetMemberships") {
-		t.Errorf("introspection is %s", out)
 	}
 }
 

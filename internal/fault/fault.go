@@ -24,6 +24,8 @@ type Error struct {
 	// Text is the public text, complete and without secrets. Empty: the
 	// table's text for the kind.
 	Text string
+	// Wording takes the place of the table's text; %u is filled in as there.
+	Wording string
 	// Err is the cause. It goes to the journal only.
 	Err error
 }
@@ -95,6 +97,9 @@ func Public(err error) string {
 	}
 	if e.Text != "" {
 		return e.Text
+	}
+	if e.Wording != "" {
+		return fill(e.Wording, e.User)
 	}
 	return fill(row(e.Kind).Text, e.User)
 }

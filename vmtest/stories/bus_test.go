@@ -185,21 +185,21 @@ func references(p *product) {
 	p.denied(p.Sh(atMost+"holdref RefHome ann"), "Home ann not active.")
 	p.denied(p.call("ActivateHomeIfReferenced ss ann "+secret), "not referenced")
 	p.hold("early", "RefHomeUnrestricted", "ann")
-	p.denied(p.call("ReleaseHome s ann"), "being used")
+	p.denied(p.call("ReleaseHome s ann"), "Home ann is currently referenced.")
 	p.MustSh("busctl call " + manager + "ActivateHomeIfReferenced ss ann " + secret)
 	p.hold("late", "RefHome", "ann")
 	p.MustSh("systemctl stop early.service && sleep 1")
 	if s := p.state("ann"); s != "active" {
 		t.Errorf("with one reference left ann is %s", s)
 	}
-	p.denied(p.call("ReleaseHome s ann"), "being used")
+	p.denied(p.call("ReleaseHome s ann"), "Home ann is currently referenced.")
 
 	// Over a restart, and over the end of the holder while nobody looks.
 	p.MustSh("systemctl restart homed.service")
 	if s := p.state("ann"); s != "active" {
 		t.Errorf("after a restart ann is %s", s)
 	}
-	p.denied(p.call("ReleaseHome s ann"), "being used")
+	p.denied(p.call("ReleaseHome s ann"), "Home ann is currently referenced.")
 	p.MustSh("systemctl stop late.service")
 	p.becomes("ann", "inactive")
 	p.ok("activate ann")
