@@ -125,7 +125,7 @@ func (a *access) authorize(ctx context.Context, sender, action string, about *su
 	case err == nil && answer.Challenge:
 		return fault.New(fault.InteractiveRequired, op, nil)
 	case err == nil:
-		return fault.New(fault.AccessDenied, op, nil)
+		return fault.Newf(fault.AccessDenied, op, "Permission denied")
 	case !errors.As(err, &d):
 		return fault.New(fault.Unknown, op, err)
 	}
@@ -162,5 +162,5 @@ func privileged(c *call, iface *home1.Interface) error {
 	if !c.method.Privileged || c.uid == 0 {
 		return nil
 	}
-	return fault.Newf(fault.AccessDenied, "check the caller", "Only root may call %s.%s.", iface.Name, c.method.Name)
+	return fault.Newf(fault.AccessDenied, "check the caller", "Access to %s.%s() not permitted.", iface.Name, c.method.Name)
 }

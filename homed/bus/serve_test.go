@@ -466,7 +466,7 @@ func TestGates(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("no", r.as(t, 1500, "RemoveHome", "s", "ann"), "Access denied")
-	expect("challenge", r.as(t, 1500, "AuthenticateHome", "ss", "ann", "{}"), "nteractive authentication required")
+	expect("challenge", r.as(t, 1500, "AuthenticateHome", "ss", "ann", "{}"), "requires interactive authentication")
 	expect("polkit fails", r.as(t, 1500, "ChangePasswordHome", "sss", "ann", "{}", "{}"), "Access denied")
 	expect("yes", r.as(t, 1500, "ActivateHome", "ss", "ann", "{}"), "missing or not plugged in")
 	expect("the owner needs none", r.as(t, 60456, "AuthenticateHome", "ss", "ann", "{}"), "missing or not plugged in")

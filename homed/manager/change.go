@@ -116,9 +116,9 @@ func (m *Manager) launchPasswd(e *entry, s home.Start, c *call) error {
 	const op = "change password"
 	switch verdict := e.view.PasswordChange(m.now()); {
 	case verdict == records.NoPasswordTimestamp:
-		return fault.New(fault.Unknown, op, errors.New("the record says how old a password has to be, but not how old it is"))
+		return fault.New(fault.NoLastChange, op, errors.New("the record says how old a password has to be, but not how old it is"))
 	case !verdict.MayChange():
-		return fault.Newf(fault.AccessDenied, op, "The password of this home may not be changed now.")
+		return fault.Newf(fault.AccessDenied, op, "Expiration settings of account %s do not allow changing of password.", e.name)
 	}
 	m.workers++
 	subject := e.subject

@@ -176,11 +176,13 @@ func (m *Manager) settle(e *entry) {
 		e.retry.Stop()
 		e.retry = nil
 	}
-	if e.ending != nil && (!state.IsActive() || e.home.Referenced()) {
+	closed := state == home.Deactivating || !state.Busy() && !state.IsActive() && state != home.Locked
+	if e.ending != nil && (closed || e.home.Referenced()) {
+		// What it waits for has happened, or is not to. Under a lock it has not.
 		e.ending.Stop()
 		e.ending = nil
 	}
-	if !e.home.Referenced() && !state.Busy() && !state.IsActive() && state != home.Locked {
+	if closed && !state.Busy() && !e.home.Referenced() {
 		// Closed by hand before the grace of its last reference was over. Who
 		// opens it by hand next is not to lose it at a restart.
 		m.removeNote(e)

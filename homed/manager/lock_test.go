@@ -126,6 +126,15 @@ func TestAcquireUnlocks(t *testing.T) {
 	d.fails(fault.HomeLocked, home.Release, "ann")
 	d.must(home.Unlock, "ann", password)
 	d.eventually("ann", "inactive")
+	d.asked("thaw")
+	// Nor does a lock make it forget who left just before.
+	ann = acquire("ann", true)
+	d.must(home.LockAll, "")
+	d.asked("freeze")
+	_ = ann.Reference.Close()
+	d.fails(fault.HomeLocked, home.Release, "ann")
+	d.must(home.Unlock, "ann", password)
+	d.eventually("ann", "inactive")
 	_ = bob.Reference.Close()
 	d.must(home.DeactivateAll, "")
 }

@@ -703,6 +703,9 @@ func TestFixate(t *testing.T) {
 		t.Errorf("got %+v, %v", i, err)
 	}
 	d.fails(fault.HomeAlreadyFixated, home.Fixate, "ann", password)
+	if b, _ := d.record("ann").Binding(machineID); b.BlobDirectory != d.file("blobs", "ann") {
+		t.Errorf("its blobs are in %q", b.BlobDirectory)
+	}
 }
 
 func TestLoginLogout(t *testing.T) {

@@ -382,6 +382,7 @@ func (m *Manager) judge(e *entry, s home.Start, a worker.Answer) home.Done {
 	}
 	if a.Err != nil {
 		log.Warn("operation failed", "error", a.Err)
+		a.Err = executed(a.Err)
 		switch fault.KindOf(a.Err) {
 		case fault.BadPassword, fault.BadPasswordAndNoToken, fault.BadRecoveryKey:
 			// Who makes a home does not log in.
@@ -422,6 +423,26 @@ func (m *Manager) judge(e *entry, s home.Start, a worker.Answer) home.Done {
 		}
 	}
 	return home.Done{}
+}
+
+// executed says of an errno of the system what clients know to be a worker's.
+func executed(err error) error {
+	var f *fault.Error
+	if !errors.As(err, &f) || !f.Kind.General() {
+		return err
+	}
+	plain := fault.Public(fault.New(f.Kind, "", nil))
+	switch f.Kind {
+	case fault.NotSupported, fault.WorkerFailed, fault.Unknown:
+		return err
+	}
+	if fault.Public(f) != plain {
+		return err
+	}
+	named := *f
+	named.Text = "Failed to execute operation: " + plain
+	named.Err = err
+	return &named
 }
 
 // notShown is what is told of a home that was opened and is not there.
@@ -509,6 +530,8 @@ func (m *Manager) accept(e *entry, text []byte) (records.Verified, error) {
 		return refuse(err)
 	}
 	bound, _ := r.Binding(m.Machine.ID)
+	// A home that was found has none until its record is known.
+	bound.BlobDirectory = cmp.Or(bound.BlobDirectory, m.Layout.BlobDir+"/"+e.name)
 	v = records.Bind(v.WithBindingOf(e.subject), m.Machine.ID, bound).WithStatusOf(e.subject)
 	if err := v.Record().Suitable(m.Machine); err != nil {
 		return refuse(err)

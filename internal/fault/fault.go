@@ -115,6 +115,10 @@ func fill(text, user string) string {
 // BusName returns the D-Bus error name of the kind.
 func (k Kind) BusName() string { return row(k).Bus }
 
+// General reports whether the kind is one of the bus or the system, not of
+// homes.
+func (k Kind) General() bool { return !strings.HasPrefix(row(k).Bus, home1) }
+
 // Next returns what the user of a command line can do about it, with the
 // home's name filled in; empty where there is no advice.
 func (k Kind) Next(user string) string { return fill(row(k).Next, user) }

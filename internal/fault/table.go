@@ -145,7 +145,7 @@ var table = []Row{
 	{Unknown, dbus + "Failed", "SERVICE_ERR", "Operation failed.", `%u: the operation failed. See "journalctl HOME_USER=%u".`},
 	{InvalidArgs, dbus + "InvalidArgs", "SERVICE_ERR", "Invalid argument", ""},
 	{AccessDenied, dbus + "AccessDenied", "PERM_DENIED", "Access denied", `Run it as root, or as the owner of the home.`},
-	{InteractiveRequired, dbus + "InteractiveAuthorizationRequired", "PERM_DENIED", "Interactive authentication required.", `Run it as root, or where an authentication agent runs.`},
+	{InteractiveRequired, dbus + "InteractiveAuthorizationRequired", "PERM_DENIED", "Access denied as the requested operation requires interactive authentication. However, interactive authentication has not been enabled by the calling program.", `Run it as root, or where an authentication agent runs.`},
 	{NotSupported, dbus + "NotSupported", "SERVICE_ERR", "Operation not supported", `Not available yet. docs/status.md lists what works.`},
 	{FileExists, dbus + "FileExists", "SERVICE_ERR", "File exists", `%u: the home directory or image path is taken. Move what is there away.`},
 	{FileNotFound, dbus + "FileNotFound", "SERVICE_ERR", "No such file or directory", ""},

@@ -115,7 +115,7 @@ func plan(a storage.Area) (recipe, error) {
 		return r, fault.Newf(fault.InvalidArgs, op, "The name %s is too long for a partition: %d instead of %d characters.", a.FullName, n, gpt.MaxName)
 	}
 	if fsops.MinimumSize(r.fstype) == 0 {
-		return r, fault.Newf(fault.NotSupported, op, "Homes are made of ext4, btrfs or xfs, not of %q.", r.fstype)
+		return r, fault.Newf(fault.NotSupported, op, "System does not support selected file system")
 	}
 	if !fsops.HasMkfs(r.fstype) && r.fstype == "btrfs" && !a.FileSystemTypeChosen {
 		r.fstype = "ext4"
