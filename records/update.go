@@ -155,6 +155,17 @@ func SelfModifiable(current, next *Record, m Machine) bool {
 	return equal(own.without(current.Signable().doc, m), own.without(next.Signable().doc, m))
 }
 
+// Postdated reports whether next says, and current does not, that something was
+// changed later than now, in microseconds since 1970. No change could follow
+// such a record until then: not even one that locks the account.
+func Postdated(current, next *Record, now uint64) bool {
+	was, is := layers{{regular, current.doc}}, layers{{regular, next.doc}}
+	return slices.ContainsFunc([]string{"lastChangeUSec", "lastPasswordChangeUSec"}, func(name string) bool {
+		n := is.u64Or(name, 0)
+		return n > now && n != was.u64Or(name, 0)
+	})
+}
+
 // ownFields are the fields, blobs and privileged fields that their owner may
 // change.
 type ownFields struct{ fields, blobs, privileged []string }

@@ -171,3 +171,30 @@ func TestCountersStopAtTheirEnd(t *testing.T) {
 		}
 	}
 }
+
+// TestPostdated: a record from the future is noticed by whoever brings it, not
+// by whoever comes after.
+func TestPostdated(t *testing.T) {
+	dated := func(fields string) *Record {
+		return mustParse(t, []byte(`{"userName":"ann"`+fields+`}`), BusUpdate)
+	}
+	for _, c := range []struct {
+		current, next string
+		want          bool
+	}{
+		{``, ``, false},
+		{``, `,"lastChangeUSec":100`, false},
+		{``, `,"lastChangeUSec":101`, true},
+		{``, `,"lastChangeUSec":"18446744073709551615"`, true},
+		{``, `,"lastPasswordChangeUSec":101`, true},
+		{`,"lastPasswordChangeUSec":50`, `,"lastChangeUSec":100,"lastPasswordChangeUSec":100`, false},
+		{`,"lastChangeUSec":200`, `,"lastChangeUSec":200`, false},
+		{`,"lastChangeUSec":200`, `,"lastChangeUSec":201`, true},
+		{`,"lastChangeUSec":200`, `,"lastChangeUSec":200,"lastPasswordChangeUSec":200`, true},
+		{`,"lastChangeUSec":200`, `,"lastChangeUSec":199`, true},
+	} {
+		if Postdated(dated(c.current), dated(c.next), 100) != c.want {
+			t.Errorf("{%s} after {%s} at 100: want %v", c.next, c.current, c.want)
+		}
+	}
+}

@@ -232,8 +232,10 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 		if err := s.addManifest(&op); err != nil {
 			return nil, err
 		}
-		// Root is nobody's owner.
-		if c.uid == target.UID && records.SelfModifiable(target.Record, op.Record, target.Machine) {
+		// Root is nobody's owner. An owner who dates a change later than now
+		// would keep everybody else from changing the record.
+		if c.uid == target.UID && records.SelfModifiable(target.Record, op.Record, target.Machine) &&
+			!records.Postdated(target.Record, op.Record, uint64(time.Now().UnixMicro())) {
 			action = home1.ActionUpdateByOwner
 		}
 	}

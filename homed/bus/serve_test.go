@@ -471,11 +471,22 @@ func TestGates(t *testing.T) {
 	expect("yes", r.as(t, 1500, "ActivateHome", "ss", "ann", "{}"), "missing or not plugged in")
 	expect("the owner needs none", r.as(t, 60456, "AuthenticateHome", "ss", "ann", "{}"), "missing or not plugged in")
 	expect("a bad secret before polkit", r.as(t, 1500, "AuthenticateHome", "ss", "ann", "x"), "JSON")
+	// Her name is ann's own to change, her nice level and a time to come are not.
+	own := func(field string) string {
+		return r.as(t, 60456, "UpdateHome", "s", `{"userName":"ann","disposition":"regular","storage":"luks","uid":60456,`+field+
+			`,"privileged":{"hashedPassword":["$6$abcdefgh$Is3kZSztnMPZAznDT2TCAPxT9phlTw5Pdn18vOhvb7Xdi.wDEuVZcrX3YdfoOhgdEOLvVEE/l8Vev0nuc3Obx0"]}}`)
+	}
+	for _, field := range []string{`"realName":"Ann","lastChangeUSec":5`, `"niceLevel":5,"lastChangeUSec":5`, `"realName":"Ann","lastChangeUSec":18446744073709551614`} {
+		expect(field, own(field), "Access denied")
+	}
 	want := []string{
 		"system-bus-name " + home1.ActionRemove + " ann 60456",
 		"system-bus-name " + home1.ActionAuthenticate + " ann 60456",
 		"system-bus-name " + home1.ActionPasswd + " ann 60456",
 		"system-bus-name " + home1.ActionActivate + "  ",
+		"system-bus-name " + home1.ActionUpdateByOwner + " ann 60456",
+		"system-bus-name " + home1.ActionUpdate + " ann 60456",
+		"system-bus-name " + home1.ActionUpdate + " ann 60456",
 	}
 	if strings.Join(a.asked, "\n") != strings.Join(want, "\n") {
 		t.Errorf("polkit was asked %q", a.asked)

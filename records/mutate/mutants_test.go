@@ -72,6 +72,8 @@ var mutants = []mutant{
 	{"records/update.go", "case ids == nil, m.matches(e):", "case ids == nil:"},
 	{"records/update.go", "len(e.without(\"matchMachineId\", \"matchHostname\").members) == 0", "len(e.without(\"matchMachineId\", \"matchHostname\").members) == 1"},
 	{"records/update.go", "if !*mine && !out.denied[i] {", "if !*mine {"},
+	{"records/update.go", "n > now && n != was", "n >= now && n != was"},
+	{"records/update.go", "n > now && n != was.u64Or(name, 0)", "n > now"},
 	{"records/selfmodify.go", "\"realName\", \"emailAddress\",", "\"realName\", \"memberOf\","},
 	{"records/selfmodify.go", "\"preferredLanguage\", \"additionalLanguages\",", "\"preferredLanguage\", \"uid\","},
 	{"records/selfmodify.go", "\"pkcs11TokenUri\",", "\"pkcs11TokenUri\", \"locked\","},
