@@ -69,8 +69,11 @@ fuzz: ## Fuzz every target for FUZZTIME (30s)
 		CGO_ENABLED=0 $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$package || exit 1; \
 	done
 
-bench: ## Run the benchmarks
-	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem ./...
+# BENCH: flags of vmtest/bench, such as '-parts verbs -runs 1'.
+bench: deps build images ## Compare speed with systemd-homed's in a guest, write docs/performance.md, run the Go benchmarks (25 minutes)
+	@CGO_ENABLED=0 $(GO) run ./vmtest/bench $(BENCH); status=$$?; \
+	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem \
+		$$(grep -l '^func Benchmark' --include=*_test.go -r . | xargs -n1 dirname | sort -u); exit $$((status | $$?))
 
 fixtures: ## Remake the fixtures with the real tools, in a guest (not built yet)
 	@echo 'make fixtures is not built yet' >&2; exit 1
