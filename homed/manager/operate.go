@@ -368,7 +368,7 @@ func (m *Manager) count(e *entry, counted records.Subject) {
 	if !e.saved {
 		return
 	}
-	if err := m.save(e); err != nil {
+	if err := m.saveCounters(e); err != nil {
 		m.logOf(e).Error("cannot save the record", "error", err)
 	}
 }
@@ -492,7 +492,14 @@ func (m *Manager) judgeInspect(e *entry, s home.Start, a worker.Answer) home.Don
 
 // succeeded counts a right password.
 func (m *Manager) succeeded(e *entry) {
-	m.count(e, m.afterSuccess(e))
+	m.storeRecord(e, m.afterSuccess(e))
+	if !e.saved {
+		return
+	}
+	// It may differ in more than that: in what an activation found.
+	if err := m.save(e); err != nil {
+		m.logOf(e).Error("cannot save the record", "error", err)
+	}
 }
 
 func (m *Manager) afterSuccess(e *entry) records.Subject {

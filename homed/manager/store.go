@@ -112,23 +112,38 @@ func (m *Manager) remarkOn(e *entry) {
 
 // save writes a home's record to disk. A home without accepted record has
 // none there.
-func (m *Manager) save(e *entry) error {
+func (m *Manager) save(e *entry) error { return m.saveBy(e, replaceFile) }
+
+// saveCounters saves a record that differs in its counters: a power cut may
+// take them back to what they were before.
+func (m *Manager) saveCounters(e *entry) error { return m.saveBy(e, exchangeFile) }
+
+func (m *Manager) saveBy(e *entry, write func(string, []byte, os.FileMode) error) error {
 	if e.home.Stored == home.Unfixated {
 		return nil
 	}
 	if err := os.MkdirAll(m.Layout.RecordDir, 0o700); err != nil {
 		return fmt.Errorf("save record: %w", err)
 	}
-	if err := replaceFile(m.recordPath(e.name), e.subject.Record().Pretty(), 0o600); err != nil {
+	if err := write(m.recordPath(e.name), e.subject.Record().Pretty(), 0o600); err != nil {
 		return fmt.Errorf("save record: %w", err)
 	}
 	e.saved = true
 	return nil
 }
 
-// replaceFile puts a file in place as a whole: after a crash there is the old
-// content or the new one.
-func replaceFile(path string, content []byte, mode os.FileMode) (err error) {
+// replaceFile puts a file in place as a whole, durably: after a crash there is
+// the old content or the new one, and the new one once it has returned.
+func replaceFile(path string, content []byte, mode os.FileMode) error {
+	if err := exchangeFile(path, content, mode); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// exchangeFile is replaceFile that leaves it to the file system when the new
+// content comes to last.
+func exchangeFile(path string, content []byte, mode os.FileMode) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".#"+filepath.Base(path)+"*")
 	if err != nil {
 		return err
@@ -151,10 +166,7 @@ func replaceFile(path string, content []byte, mode os.FileMode) (err error) {
 	if err = f.Close(); err != nil {
 		return err
 	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return os.Rename(f.Name(), path)
 }
 
 func syncDir(path string) error {
