@@ -11,6 +11,7 @@ import (
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
+	"hearth/internal/trace"
 )
 
 // HashPassword returns the yescrypt hash of p with a fresh salt of 16 bytes
@@ -83,6 +84,9 @@ type HashCache struct {
 	runs   int // evaluations, for tests
 	work   work
 	stop   <-chan struct{} // may be nil
+	// Observe, where it is set, is called with trace.Hash before a hash is
+	// evaluated, and what it returns after that.
+	Observe func(work string) (done func())
 }
 
 type known struct {
@@ -165,6 +169,9 @@ func (c *HashCache) check(stored string, p *secret.Bytes) (bool, error) {
 		}
 	}
 	c.runs++
+	if c.Observe != nil {
+		defer c.Observe(trace.Hash)()
+	}
 	ok, err := c.evaluate(stored, p)
 	if c.work.over {
 		return false, fault.Newf(fault.LimitsExceeded, "check password hashes",

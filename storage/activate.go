@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/fault"
+	"hearth/internal/trace"
 	"hearth/records"
 	"hearth/storage/fsops"
 	"hearth/storage/mounts"
@@ -33,13 +34,17 @@ func (f *flow) activate(ctx context.Context) (out *records.Record, err error) {
 		err = errors.Join(err, cerr)
 	}()
 
+	t := trace.From(ctx)
+	t.Step("record")
 	got, err := f.reconcile(setup, records.Any)
 	if err != nil {
 		return nil, err
 	}
+	t.Step("owner")
 	if err := f.shift(setup); err != nil {
 		return nil, err
 	}
+	t.Step("record")
 	// First: a home that is full has no room for a new record either.
 	f.autoGrow(ctx, setup, got.Record)
 	if got.WriteHeader {
@@ -59,9 +64,11 @@ func (f *flow) activate(ctx context.Context) (out *records.Record, err error) {
 		}
 	}
 	f.syncBlobs(ctx, setup, got)
+	t.Step("owner")
 	if err := fsops.ChownTree(ctx, setup.Root, f.view.UID, f.view.GID); err != nil {
 		return nil, fault.New(fault.Unknown, "give files to user", err)
 	}
+	t.Step("record")
 	if got.WriteEmbedded {
 		if err := mounts.SyncFS(setup.Root); err != nil {
 			return nil, SpaceFault("sync home", err)
@@ -71,6 +78,7 @@ func (f *flow) activate(ctx context.Context) (out *records.Record, err error) {
 		return nil, fault.New(fault.Timeout, "activate", err)
 	}
 	f.Progress("publish", 0, 0)
+	t.Step("publish")
 	if err := mounts.Publish(setup.Root, f.view.HomeDirectory); err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
+	"hearth/internal/trace"
 	"hearth/records"
 	"hearth/storage/fsops"
 	"hearth/storage/mounts"
@@ -56,21 +57,25 @@ func (f *flow) create(ctx context.Context) (out *records.Record, err error) {
 		return nil, err
 	}
 	defer secret.CloseAll(passphrases)
+	trace.From(ctx).Step("area")
 	setup, err := f.backend.Create(ctx, f.area, &Credentials{Passphrases: passphrases})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, setup.Close(ctx)) }()
 
+	trace.From(ctx).Step("copies of the record")
 	if keeper, ok := f.backend.(HeaderKeeper); ok {
 		if err := keeper.WriteHeader(ctx, setup, record.Embedded().Compact()); err != nil {
 			return nil, fmt.Errorf("write header: %w", err)
 		}
 	}
+	trace.From(ctx).Step("owner")
 	if err := f.shift(setup); err != nil {
 		return nil, err
 	}
 	f.Progress("populate", 0, 0)
+	trace.From(ctx).Step("populate")
 	if err := f.populate(ctx, setup, record); err != nil {
 		return nil, err
 	}

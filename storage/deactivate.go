@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/fault"
+	"hearth/internal/trace"
 	"hearth/storage/mounts"
 )
 
@@ -16,6 +17,7 @@ import (
 // whoever still uses it. A suspended home is refused either way: what it still
 // has to write would wait for ever.
 func (f *flow) deactivate(ctx context.Context, force bool) error {
+	trace.From(ctx).Step("unmount")
 	mounted, err := mounts.IsMountPoint(f.view.HomeDirectory)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fault.New(fault.Unknown, "look at home directory", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"hearth/internal/trace"
 	"hearth/records"
 )
 
@@ -15,6 +16,7 @@ func (f *flow) inspect(ctx context.Context) (out *records.Record, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, setup.Close(ctx)) }()
+	trace.From(ctx).Step("record")
 	got, err := f.reconcile(setup, records.Any)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
+	"hearth/internal/trace"
 	"hearth/records"
 	"hearth/storage/mounts"
 )
@@ -57,10 +58,12 @@ func (f *flow) passwd(ctx context.Context) (out *records.Record, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, setup.Close(ctx)) }()
+	trace.From(ctx).Step("record")
 	got, err := f.reconcile(setup, records.NewerOrEqual)
 	if err != nil {
 		return nil, err
 	}
+	trace.From(ctx).Step("owner")
 	if err := f.shiftInactive(setup); err != nil {
 		return nil, err
 	}
@@ -69,11 +72,13 @@ func (f *flow) passwd(ctx context.Context) (out *records.Record, err error) {
 		return nil, err
 	}
 	f.Progress("rekey", 0, 0)
+	trace.From(ctx).Step("new keyslot")
 	if err := f.backend.Rekey(ctx, setup, &Credentials{Passphrases: fresh}); err != nil {
 		return nil, fmt.Errorf("change keys: %w", err)
 	}
 	// Half of what follows would be worse than all of it.
 	ctx = context.WithoutCancel(ctx)
+	trace.From(ctx).Step("copies of the record")
 	bound := f.bind(got.Record, setup, f.view.HomeDirectory)
 	if _, ok := f.backend.(HeaderKeeper); !ok {
 		// Nothing outside of the home can overrule the host's record, so that
@@ -92,6 +97,7 @@ func (f *flow) passwd(ctx context.Context) (out *records.Record, err error) {
 		f.Log.Warn("the record is not known to be saved on the host, the old keyslots stay until the next change", "error", err)
 		return bound, nil
 	}
+	trace.From(ctx).Step("old keyslots")
 	if err := setup.Retire(); err != nil {
 		return nil, fmt.Errorf("the new password is set, but the old one may still open the image: %w", err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
+	"hearth/internal/trace"
 	"hearth/records"
 	"hearth/storage/mounts"
 )
@@ -142,6 +143,7 @@ func Run(ctx context.Context, h Host, verb string, subject records.Subject, s *r
 	f.hashes = records.NewHashCache()
 	// Each may take some ten seconds, and nobody waits for the verdict any more.
 	f.hashes.StopOn(ctx.Done())
+	f.hashes.Observe = trace.From(ctx).Work
 	f.secrets.Remember(f.hashes)
 	f.secrets.StopOn(ctx.Done())
 	name := subject.Record().UserName()

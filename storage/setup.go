@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"hearth/internal/secret"
+	"hearth/internal/trace"
 	"hearth/records"
 )
 
@@ -58,9 +59,11 @@ func (s *Setup) OnCommit(publish func(context.Context) error) {
 // error it is not visible, and Close takes away the rest.
 func (s *Setup) Commit(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
+	trace.From(ctx).Step("close")
 	if err := s.unwind(ctx, s.visible); err != nil {
 		return err
 	}
+	trace.From(ctx).Step("publish")
 	if s.commit != nil {
 		if err := s.commit(ctx); err != nil {
 			return err
@@ -91,6 +94,9 @@ func (s *Setup) Keep() {
 // Close unwinds in reverse order, goes on after errors and joins them. It
 // cannot be cancelled: half an undo helps nobody. A second call does nothing.
 func (s *Setup) Close(ctx context.Context) error {
+	if len(s.steps) > 0 {
+		trace.From(ctx).Step("close")
+	}
 	return s.unwind(context.WithoutCancel(ctx), 0)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"hearth/internal/fault"
+	"hearth/internal/trace"
 	"hearth/records"
 )
 
@@ -37,13 +38,16 @@ func (f *flow) update(ctx context.Context) (out *records.Record, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, setup.Close(ctx)) }()
+	trace.From(ctx).Step("record")
 	got, err := f.reconcile(setup, records.Newer)
 	if err != nil {
 		return nil, err
 	}
+	trace.From(ctx).Step("owner")
 	if err := f.shiftInactive(setup); err != nil {
 		return nil, err
 	}
+	trace.From(ctx).Step("copies of the record")
 	if err := f.writeCopies(context.WithoutCancel(ctx), setup, got); err != nil {
 		return nil, err
 	}

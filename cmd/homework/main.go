@@ -14,6 +14,7 @@ import (
 
 	"hearth/homed/worker"
 	"hearth/internal/journal"
+	"hearth/internal/trace"
 	"hearth/records"
 	"hearth/storage"
 	"hearth/storage/directory"
@@ -50,7 +51,12 @@ func main() {
 		if r.Verb != verb {
 			return nil, fmt.Errorf("started for %q, asked for %q", verb, r.Verb)
 		}
-		return serve(ctx, log, r, up)
+		t := newTrace()
+		out, err := serve(trace.With(ctx, t), log, r, up)
+		if terr := saveTrace(t, verb); terr != nil {
+			log.Warn("cannot note what the operation cost", "error", terr)
+		}
+		return out, err
 	})
 	if err != nil {
 		log.Error("no answer was given", "HOME_VERB", verb, "error", err)
@@ -73,6 +79,7 @@ func harden() error {
 
 // serve carries out the request.
 func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Uplink) ([]byte, error) {
+	trace.From(ctx).Step("request")
 	record, err := records.Parse(r.Record, records.WorkerInput)
 	if err != nil {
 		return nil, err
@@ -93,6 +100,7 @@ func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Up
 		}
 	}
 	subject := keys.Subject(record, r.Params.Machine.ID)
+	trace.From(ctx).Step("look")
 	out, err := storage.Run(ctx, storage.Host{
 		Machine:               r.Params.Machine,
 		HomeRoot:              r.Params.HomeRoot,

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/fault"
+	"hearth/internal/trace"
 )
 
 // toolPath is where tools are looked for, and what they find theirs by.
@@ -186,6 +187,7 @@ func tool(name string) (string, error) {
 // run runs a tool without input and with an environment of its own. What it
 // said is part of the error.
 func run(ctx context.Context, path string, args ...string) error {
+	defer trace.From(ctx).Work(trace.Exec)()
 	var said tail
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = []string{"PATH=" + toolPath, "LC_ALL=C.UTF-8"}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"hearth/internal/fault"
+	"hearth/internal/trace"
 )
 
 // Signatures names what is on an open device: file systems, partition tables,
@@ -20,6 +21,7 @@ func Signatures(ctx context.Context, device *os.File) ([]string, error) {
 	if err != nil {
 		return nil, fault.Newf(fault.NotSupported, op, "The program wipefs is not installed, so nobody can say whether the device is empty.")
 	}
+	defer trace.From(ctx).Work(trace.Exec)()
 	cmd := exec.CommandContext(ctx, path, "--noheadings", "--output", "TYPE", "/proc/self/fd/3")
 	cmd.Env = []string{"PATH=" + toolPath, "LC_ALL=C.UTF-8"}
 	cmd.ExtraFiles = []*os.File{device}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/fault"
+	"hearth/internal/trace"
 	"hearth/storage"
 	"hearth/storage/dm"
 	"hearth/storage/keyring"
@@ -24,6 +25,8 @@ const detachWait = 5 * time.Second
 // Deactivate implements storage.Backend: removes the mapped device, with which
 // the loop device goes, and marks the image clean.
 func (Backend) Deactivate(ctx context.Context, a storage.Area) error {
+	t := trace.From(ctx)
+	t.Step("mapped device")
 	name := deviceName(a)
 	mapped := dm.Exists(name)
 	if !mapped && !a.Active {
@@ -43,7 +46,9 @@ func (Backend) Deactivate(ctx context.Context, a storage.Area) error {
 	if err := keyring.Drop(keyName(a)); err != nil {
 		a.Log.Warn("cannot forget the volume key", "error", err)
 	}
+	t.Step("loop")
 	awaitDetached(ctx, a)
+	t.Step("mark and reserve")
 	return settle(a)
 }
 
@@ -56,7 +61,7 @@ func awaitDetached(ctx context.Context, a storage.Area) {
 		return
 	}
 	deadline := time.Now().Add(detachWait)
-	for wait := time.Millisecond; ; wait = min(wait*2, 50*time.Millisecond) {
+	for wait := time.Millisecond; ; wait = min(wait*2, 8*time.Millisecond) {
 		held, err := loop.Attachments(path)
 		if err != nil || len(held) == 0 {
 			return

@@ -15,6 +15,7 @@ import (
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
+	"hearth/internal/trace"
 	"hearth/storage"
 	"hearth/storage/fsops"
 	"hearth/storage/gpt"
@@ -65,6 +66,8 @@ func (Backend) Create(ctx context.Context, a storage.Area, c *storage.Credential
 	if err != nil {
 		return nil, err
 	}
+	t := trace.From(ctx)
+	t.Step("header")
 	h, err := format(ctx, a, s, w, r, c.Passphrases)
 	if err != nil {
 		return nil, err
@@ -72,15 +75,18 @@ func (Backend) Create(ctx context.Context, a storage.Area, c *storage.Credential
 	if err := ctx.Err(); err != nil {
 		return nil, fault.New(fault.Timeout, "create", err)
 	}
+	t.Step("loop")
 	l, err := attach(ctx, s, w, r.sectorSize)
 	if err != nil {
 		return nil, err
 	}
+	t.Step("mapped device")
 	node, err := mapDevice(ctx, a, s, h, w.size, l.Major, l.Minor)
 	if err != nil {
 		return nil, err
 	}
 	a.Progress("make file system", 0, 0)
+	t.Step("mkfs")
 	err = fsops.MakeFS(ctx, fsops.MkfsOptions{
 		Type: r.fstype, Node: node, Label: a.FullName, UUID: r.fsUUID, Discard: a.LUKS.Discard,
 	})
@@ -95,6 +101,7 @@ func (Backend) Create(ctx context.Context, a storage.Area, c *storage.Credential
 	s.Found.FileSystemType, s.Found.FileSystemUUID = r.fstype, r.fsUUID
 	s.Found.PartitionUUID, s.Found.LUKSUUID = r.partitionUUID, r.luksUUID
 	s.Found.LUKSCipher, s.Found.LUKSCipherMode, s.Found.LUKSVolumeKeySize = a.LUKS.Cipher, a.LUKS.CipherMode, r.keySize
+	t.Step("mount")
 	if err := mount(a, s, node); err != nil {
 		return nil, err
 	}
@@ -318,6 +325,7 @@ func format(ctx context.Context, a storage.Area, s *storage.Setup, w window, r r
 		return nil, storage.SpaceFault(op, err)
 	}
 	h.StopOn(ctx.Done())
+	h.Observe(trace.From(ctx).Work)
 	for i, p := range passphrases {
 		memory.Prepare(derivation.Memory())
 		if _, err := h.AddKeyslot(w, key, p, derivation); err != nil {

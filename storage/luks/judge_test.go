@@ -33,7 +33,7 @@ func putHeader(t *testing.T, a storage.Area, password string, r *records.Record)
 	}()
 	c, err := openImage(a, s)
 	if err == nil {
-		err = c.read(a, s)
+		err = c.read(t.Context(), a, s)
 	}
 	if err != nil {
 		t.Fatal(err)

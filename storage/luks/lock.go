@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/fault"
+	"hearth/internal/trace"
 	"hearth/storage"
 	"hearth/storage/dm"
 	"hearth/storage/keyring"
@@ -102,13 +103,15 @@ func (Backend) Resume(ctx context.Context, a storage.Area, c *storage.Credential
 	if err != nil {
 		return err
 	}
-	if err := img.read(a, s); err != nil {
+	trace.From(ctx).Step("header")
+	if err := img.read(ctx, a, s); err != nil {
 		return err
 	}
 	if want := deviceUUID(a, img.header); st.UUID != want {
 		// The key of another container would turn the home's blocks into noise.
 		return wrongMedium("mapped device", st.UUID, want)
 	}
+	trace.From(ctx).Step("unlock")
 	if err := img.unlock(ctx, a, s, c); err != nil {
 		return err
 	}
@@ -117,6 +120,7 @@ func (Backend) Resume(ctx context.Context, a storage.Area, c *storage.Credential
 			return fmt.Errorf("hand over image lock: %w", err)
 		}
 	}
+	trace.From(ctx).Step("mapped device")
 	if st.Suspended {
 		if err := img.resume(m, s); err != nil {
 			return err

@@ -222,7 +222,7 @@ func unlocked(t *testing.T, a storage.Area, password string) (*storage.Setup, st
 	if err != nil {
 		return s, "", err
 	}
-	if err := c.read(a, s); err != nil {
+	if err := c.read(t.Context(), a, s); err != nil {
 		return s, "", err
 	}
 	p, err := secret.Copy([]byte(password))

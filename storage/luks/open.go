@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/fault"
+	"hearth/internal/trace"
 	"hearth/storage"
 	"hearth/storage/dm"
 	"hearth/storage/fsops"
@@ -31,6 +32,8 @@ func (Backend) Open(ctx context.Context, a storage.Area, c *storage.Credentials)
 			err = errors.Join(err, s.Close(ctx))
 		}
 	}()
+	t := trace.From(ctx)
+	t.Step("image")
 	img, err := openImage(a, s)
 	if err != nil {
 		return nil, err
@@ -38,9 +41,11 @@ func (Backend) Open(ctx context.Context, a storage.Area, c *storage.Credentials)
 	if err := checkMapped(ctx, a); err != nil {
 		return nil, err
 	}
-	if err := img.read(a, s); err != nil {
+	t.Step("header")
+	if err := img.read(ctx, a, s); err != nil {
 		return nil, err
 	}
+	t.Step("unlock")
 	if err := img.unlock(ctx, a, s, c); err != nil {
 		return nil, err
 	}
@@ -95,7 +100,7 @@ func clearMapped(ctx context.Context, a storage.Area) error {
 
 // read finds and reads the header, and compares the container with what the
 // binding pins.
-func (c *container) read(a storage.Area, s *storage.Setup) error {
+func (c *container) read(ctx context.Context, a storage.Area, s *storage.Setup) error {
 	part, err := gpt.Find(c.image, c.size, a.FullName, a.Bound.PartitionUUID)
 	if err != nil {
 		return err
@@ -107,9 +112,13 @@ func (c *container) read(a storage.Area, s *storage.Setup) error {
 			return err
 		}
 	}
-	if c.header, err = luks2.Read(c.window, c.window.size); err != nil {
+	read := trace.From(ctx).Work(trace.Header)
+	c.header, err = luks2.Read(c.window, c.window.size)
+	read()
+	if err != nil {
 		return err
 	}
+	c.header.Observe(trace.From(ctx).Work)
 	cipher, mode, keySize := c.header.Cipher()
 	for _, w := range []struct {
 		what, bound, found string
@@ -184,6 +193,8 @@ func (c *container) unlock(ctx context.Context, a storage.Area, s *storage.Setup
 // setUp makes the devices, checks and mounts the file system, and opens the
 // user's directory.
 func (c *container) setUp(ctx context.Context, a storage.Area, s *storage.Setup) error {
+	t := trace.From(ctx)
+	t.Step("mark and reserve")
 	if err := c.markDirty(a, s); err != nil {
 		return err
 	}
@@ -199,6 +210,7 @@ func (c *container) setUp(ctx context.Context, a storage.Area, s *storage.Setup)
 	if err := c.preallocate(a, s); err != nil {
 		return err
 	}
+	t.Step("loop")
 	var major, minor uint32
 	if c.device && c.window.offset == 0 {
 		var err error
@@ -212,17 +224,20 @@ func (c *container) setUp(ctx context.Context, a storage.Area, s *storage.Setup)
 		}
 		major, minor = l.Major, l.Minor
 	}
+	t.Step("mapped device")
 	node, err := mapDevice(ctx, a, s, c.header, c.window.size, major, minor)
 	if err != nil {
 		return err
 	}
 	keepKey(a, s)
+	t.Step("look at file system")
 	if err := probe(a, s, node); err != nil {
 		return err
 	}
 	if err := c.check(ctx, s, node); err != nil {
 		return err
 	}
+	t.Step("mount")
 	if err := mount(a, s, node); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
+	"hearth/internal/trace"
 )
 
 const afStripes = 4000
@@ -191,7 +192,7 @@ func (h *Header) open(d io.ReaderAt, k *keyslot, passphrase *secret.Bytes) (*sec
 		if err := merge(k.afHash, material, b); err != nil {
 			return err
 		}
-		ok, err := h.meta.digest.matches(b)
+		ok, err := h.matches(b)
 		if err == nil && !ok {
 			return errWrongKey
 		}
@@ -217,7 +218,9 @@ func (h *Header) derive(k *keyslot, passphrase *secret.Bytes) ([]byte, error) {
 	}
 	var key []byte
 	done := make(chan error, 1)
+	ended := h.work(trace.KDF)
 	go func() {
+		defer ended()
 		defer own.Close()
 		done <- own.Use(func(p []byte) (err error) {
 			key, err = k.kdf.derive(p, k.areaKey)

@@ -13,6 +13,7 @@ import (
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
+	"hearth/internal/trace"
 )
 
 // Device is where a header lives: offset 0 is the start of the LUKS partition.
@@ -83,6 +84,7 @@ type Header struct {
 	verified    *[sha256.Size]byte // fingerprint of the key that met the digest
 	memoryLimit uint64             // KiB
 	stop        <-chan struct{}    // may be nil
+	observe     func(work string) (done func())
 	rand        io.Reader
 }
 
@@ -171,6 +173,23 @@ func (h *Header) SetMemoryLimit(kib uint64) { h.memoryLimit = kib }
 // once stop is closed. What comes after a derivation is not stopped.
 func (h *Header) StopOn(stop <-chan struct{}) { h.stop = stop }
 
+// Observe has f called with trace.KDF and trace.Digest before each derivation
+// and each check of a volume key, and what it returns after that.
+func (h *Header) Observe(f func(work string) (done func())) { h.observe = f }
+
+func (h *Header) work(name string) (done func()) {
+	if h.observe == nil {
+		return func() {}
+	}
+	return h.observe(name)
+}
+
+// matches is that of the digest, noted.
+func (h *Header) matches(key []byte) (bool, error) {
+	defer h.work(trace.Digest)()
+	return h.meta.digest.matches(key)
+}
+
 // KDFMemory returns the most memory, in bytes, that trying one keyslot takes.
 // Whoever can have such an amount faulted in cheaply does so before Unlock.
 func (h *Header) KDFMemory() uint64 {
@@ -205,7 +224,7 @@ func (h *Header) checkKey(key []byte) error {
 	if n := h.volumeKeySize(); n != 0 && len(key) != n {
 		return fault.New(fault.BadPassword, "check volume key", fmt.Errorf("%d bytes given, the container's key has %d", len(key), n))
 	}
-	ok, err := h.meta.digest.matches(key)
+	ok, err := h.matches(key)
 	if err != nil {
 		return err
 	}
