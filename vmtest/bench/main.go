@@ -69,6 +69,8 @@ type part struct {
 
 var parts = []part{
 	{"verbs", (*session).verbs, writeVerbs},
+	{"lookups", (*session).lookups, writeLookups},
+	{"life", (*session).life, writeLife},
 }
 
 func partNames() []string {

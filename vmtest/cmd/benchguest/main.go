@@ -25,9 +25,15 @@ func run(args []string) error {
 		switch args[0] {
 		case "verbs":
 			return verbs(ctx, args[1:])
+		case "records":
+			return makeRecords(args[1:])
+		case "lookups":
+			return lookups(ctx, args[1:])
+		case "life":
+			return life(args[1:])
 		}
 	}
-	return fmt.Errorf("one of: verbs")
+	return fmt.Errorf("one of: verbs, records, lookups, life")
 }
 
 // sample prints one. The caller reads these lines and no others.

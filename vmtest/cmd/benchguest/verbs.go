@@ -84,25 +84,25 @@ func verbs(ctx context.Context, args []string) error {
 		}
 		for i := begin; i < *rounds; i++ {
 			b.quiet = i < 0
-			user := fmt.Sprintf("%s%s%d", *prefix, strings.ReplaceAll(name, "-", ""), i+1)
+			who := fmt.Sprintf("%s%s%d", *prefix, strings.ReplaceAll(name, "-", ""), i+1)
 			switch *only {
 			case "":
-				err = b.life(user, k)
+				err = b.wholeLife(who, k)
 			case "make":
-				err = b.create(user, k)
+				err = b.create(who, k)
 			case "open":
-				err = b.openAndClose(user, "foreign ")
+				err = b.openAndClose(who, "foreign ")
 			}
 			if err != nil {
-				return fmt.Errorf("%s: %w", user, err)
+				return fmt.Errorf("%s: %w", who, err)
 			}
 		}
 	}
 	return nil
 }
 
-// life takes a home from its making to its end.
-func (b *bench) life(user string, k kind) error {
+// wholeLife takes a home from its making to its end.
+func (b *bench) wholeLife(user string, k kind) error {
 	// Short by design: each step depends on the one before.
 	pw := password
 	steps := []struct {
