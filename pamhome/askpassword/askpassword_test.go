@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/secret"
+	"hearth/internal/testenv"
 )
 
 // shortDir is a directory whose name leaves room for a socket's.
@@ -306,4 +308,67 @@ func FuzzReply(f *testing.F) {
 			t.Fatalf("%q became %q", p, joined)
 		}
 	})
+}
+
+// sendAs sends a datagram as another user, and as whom it says it is sent
+// where that is given.
+func sendAs(uid int, socket, datagram string, claim *unix.Ucred) error {
+	done := make(chan error)
+	go func() {
+		// A thread of its own, which ends with the goroutine.
+		runtime.LockOSThread()
+		if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); e != 0 {
+			done <- e
+			return
+		}
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+		if err != nil {
+			done <- err
+			return
+		}
+		defer func() { _ = unix.Close(fd) }()
+		var oob []byte
+		if claim != nil {
+			oob = unix.UnixCredentials(claim)
+		}
+		done <- unix.Sendmsg(fd, []byte(datagram), oob, &unix.SockaddrUnix{Name: socket}, 0)
+	}()
+	return <-done
+}
+
+// TestForeign: another user's answer does not arrive, and is none where it
+// does; taking the question away does not take the answer.
+func TestForeign(t *testing.T) {
+	testenv.Need(t, "root")
+	dir := shortDir(t)
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const nobody = 65534
+	done := ask(t.Context(), dir, Request{Message: "q", Limit: time.Minute})
+	file, keys := request(t, dir)
+	if err := sendAs(nobody, keys["Socket"], "+evil", nil); err != unix.EACCES {
+		t.Errorf("another user sends: %v", err)
+	}
+	if err := os.Chmod(keys["Socket"], 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{"+evil", "-"} {
+		if err := sendAs(nobody, keys["Socket"], d, nil); err != nil {
+			t.Errorf("send %q: %v", d, err)
+		}
+	}
+	if err := sendAs(nobody, keys["Socket"], "+evil", &unix.Ucred{Pid: int32(os.Getpid())}); err != unix.EPERM {
+		t.Errorf("another user claims to be root: %v", err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	send(t, keys["Socket"], "+good")
+	r := <-done
+	defer secret.CloseAll(r.list)
+	if r.err != nil || len(r.list) != 1 || text(r.list[0]) != "good" {
+		t.Errorf("answer %v, %v", r.list, r.err)
+	}
+	empty(t, dir)
 }
