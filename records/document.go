@@ -11,6 +11,10 @@ import (
 // maxDepth is how deeply arrays and objects may be nested.
 const maxDepth = 2048
 
+// maxValues is how many values a document may hold. Two bytes of text become
+// one of eighty, and texts of many megabytes come from anybody.
+const maxValues = 1 << 18
+
 type kind uint8
 
 const (
@@ -210,8 +214,9 @@ func (e *SyntaxError) Error() string {
 // that looks for secrets shares the grammar with the parser without ever
 // making a string of one.
 type scanner struct {
-	in  []byte
-	pos int
+	in     []byte
+	pos    int
+	values int // that were made
 }
 
 func (s *scanner) fail(what string) error {
@@ -568,6 +573,9 @@ func exact[T any](list []T) []T {
 }
 
 func (s *scanner) value(depth int) (*value, error) {
+	if s.values++; s.values > maxValues {
+		return nil, s.fail("too many values")
+	}
 	switch c := s.peek(); {
 	case c == '"':
 		str, err := s.str()

@@ -309,6 +309,35 @@ func TestDeepTextsFillNoDisk(t *testing.T) {
 	}
 }
 
+// TestLongTextsFillNoMemory: a text is looked at before it is parsed, and what
+// it is parsed into has an end.
+func TestLongTextsFillNoMemory(t *testing.T) {
+	// The object, its name and the list are values too.
+	numbers := func(n int) string { return `{"userName":"ann","x":[` + strings.Repeat("0,", n-4) + "0]}" }
+	if _, err := Parse([]byte(numbers(maxValues)), BusUpdate); err != nil {
+		t.Error(err)
+	}
+	if _, err := Parse([]byte(numbers(maxValues+1)), BusUpdate); !fault.Is(err, fault.InvalidArgs) || !strings.Contains(err.Error(), "too many values") {
+		t.Errorf("one value more: %v", err)
+	}
+	padded := func(n int) []byte {
+		const begin, end = `{"userName":"ann"`, `}`
+		return []byte(begin + strings.Repeat(" ", n-len(begin)-len(end)) + end)
+	}
+	for _, c := range []struct {
+		n    int
+		c    Context
+		want fault.Kind
+	}{
+		{MaxFile, HostFile, ""}, {MaxFile + 1, HostFile, fault.Inconsistent}, {MaxFile + 1, EmbeddedFile, fault.Inconsistent},
+		{MaxFile / 2, BusUpdate, ""}, {MaxFile/2 + 1, BusUpdate, fault.InvalidArgs}, {MaxFile/2 + 1, BusCreate, fault.InvalidArgs}, {MaxFile/2 + 1, HostFile, ""},
+	} {
+		if _, err := Parse(padded(c.n), c.c); fault.KindOf(err) != c.want {
+			t.Errorf("%d bytes, %d: %v", c.n, c.c, err)
+		}
+	}
+}
+
 func TestContexts(t *testing.T) {
 	base := `{"userName":"ann"`
 	for _, c := range []struct {

@@ -68,6 +68,14 @@ type mask struct {
 	bad          fault.Kind // when a section is missing or not allowed
 }
 
+// most is how many bytes a record may have, as text and in a file.
+func (m mask) most() int {
+	if m.given {
+		return MaxFile / 2
+	}
+	return MaxFile
+}
+
 const (
 	signedParts = regular | privileged | perMachine
 	allParts    = signedParts | binding | status | signature
@@ -113,6 +121,9 @@ const notARecord = "JSON data is not a valid identity record"
 // (InvalidArgs); Validate checks the rest.
 func Parse(text []byte, c Context) (*Record, error) {
 	const op = "parse user record"
+	if n := masks[c].most(); len(text) > n {
+		return nil, &fault.Error{Kind: masks[c].bad, Op: op, Text: notARecord, Err: fmt.Errorf("%d bytes, more than %d", len(text), n)}
+	}
 	doc, err := parseDocument(text)
 	if err != nil {
 		var at *SyntaxError
@@ -147,10 +158,7 @@ func load(doc *value, length int, m mask) (*value, error) {
 	if err := signableErr(hasNormalForm(doc)); err != nil {
 		return nil, err
 	}
-	most := MaxFile
-	if m.given {
-		most /= 2
-	}
+	most := m.most()
 	// Two bytes of text and more become a line of at most its tabs and a number.
 	if length*(depth(doc)+32) > most {
 		if n := fileSize(doc, 0); n > most {
