@@ -41,7 +41,8 @@ var packages = strings.Fields(`
 	openssh-server openssh-client
 	cryptsetup-bin btrfs-progs xfsprogs e2fsprogs dosfstools util-linux fdisk
 	login passwd sudo pamtester expect tmux socat strace acl attr keyutils
-	jq xz-utils procps psmisc cifs-utils samba less`)
+	jq xz-utils procps psmisc cifs-utils samba less
+	cron rsync git greetd plymouth`)
 
 // more are the packages that only one suite has or needs.
 var more = map[Suite][]string{

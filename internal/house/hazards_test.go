@@ -29,8 +29,14 @@ func TestHazards(t *testing.T) {
 	if !slices.Equal(have, want) {
 		t.Errorf("the hazards are %q", have)
 	}
+	checkTestsNamed(t, string(text))
+}
+
+// checkTestsNamed checks that the tests that a document names, by room, exist.
+func checkTestsNamed(t *testing.T, text string) {
+	t.Helper()
 	named := regexp.MustCompile("`([a-z0-9/]+)\\.((?:Test|Fuzz)[A-Za-z0-9]+)`")
-	for _, m := range named.FindAllStringSubmatch(string(text), -1) {
+	for _, m := range named.FindAllStringSubmatch(text, -1) {
 		files, err := filepath.Glob(filepath.Join("../..", m[1], "*_test.go"))
 		if err != nil {
 			t.Fatal(err)

@@ -24,7 +24,7 @@ touch "$root/etc/.updated" "$root/var/.updated"
 
 # Nothing but the test is to take the guest's time.
 for unit in ssh.service ssh.socket smbd.service nmbd.service winbind.service \
-	samba-ad-dc.service apt-daily.timer apt-daily-upgrade.timer \
+	samba-ad-dc.service cron.service greetd.service apt-daily.timer apt-daily-upgrade.timer \
 	dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
 	xfs_scrub_all.timer xfs_healer_start.service fstrim.timer btrfs-scrub.timer man-db.timer \
 	systemd-networkd.service systemd-networkd.socket systemd-networkd-wait-online.service \
@@ -32,7 +32,18 @@ for unit in ssh.service ssh.socket smbd.service nmbd.service winbind.service \
 	chroot "$root" systemctl disable --quiet "$unit" 2>/dev/null || true
 done
 
-mkdir -p "$root/usr/lib/hearth-guest" "$root/etc/systemd/system/sysinit.target.wants"
+# Plymouth would take the console: its units come back where a test wants it.
+mkdir -p "$root/usr/lib/hearth-guest"
+(
+	cd "$root"
+	units=$(find usr/lib/systemd/system -name '*plymouth*')
+	# shellcheck disable=SC2086
+	tar --create --file usr/lib/hearth-guest/plymouth.tar --no-recursion $units
+	# shellcheck disable=SC2086
+	rm $units
+)
+
+mkdir -p "$root/etc/systemd/system/sysinit.target.wants"
 cat >"$root/usr/lib/hearth-guest/unpack" <<'END'
 #!/bin/sh
 # Unpacks the payload disk, a bare tar, once per payload: what a test changed

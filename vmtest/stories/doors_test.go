@@ -25,6 +25,9 @@ func TestDoors(t *testing.T) {
 	}
 	p.MustSh("useradd --create-home --shell /bin/bash bob && echo 'bob:bobs-password' | chpasswd && echo 'bob ALL=(ann) ALL' >/etc/sudoers.d/bob")
 
+	p.cron()
+	p.programs()
+
 	t.Run("su", func(t *testing.T) {
 		p := &product{p.With(t), t}
 		for _, argv := range [][]string{
