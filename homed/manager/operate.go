@@ -433,7 +433,7 @@ func executed(err error) error {
 	}
 	plain := fault.Public(fault.New(f.Kind, "", nil))
 	switch f.Kind {
-	case fault.NotSupported, fault.WorkerFailed, fault.Unknown:
+	case fault.NotSupported, fault.WorkerFailed, fault.KeyUnavailable, fault.Unknown:
 		return err
 	}
 	if fault.Public(f) != plain {

@@ -37,6 +37,8 @@ long() {
 long vmtest/long TestCrash
 long vmtest/long TestKilled
 long vmtest/stories TestModules
+long vmtest/stories TestSameScript
+long vmtest/stories TestCaptures
 long vmtest/stories TestChaos
 long pamhome/shim/shimtest TestTrueLimits
 

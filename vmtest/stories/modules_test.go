@@ -82,7 +82,7 @@ func (p *product) accounts() {
 }
 
 // play plays the transactions with a module, and returns what each showed.
-func (p *product) play(module string, all bool) map[string][]string {
+func (p *product) play(module string, all bool) transcript {
 	p.t.Helper()
 	script := "set -u; rm -rf /tmp/pam.d; mkdir /tmp/pam.d\n"
 	for _, kind := range []string{"auth", "account", "session", "password"} {
@@ -100,35 +100,8 @@ func (p *product) play(module string, all bool) map[string][]string {
 	if r.Code != 0 || r.Stderr != "" {
 		p.t.Fatal(r)
 	}
-	shown := map[string][]string{}
-	for part := range strings.SplitSeq(r.Stdout, "### ") {
-		name, text, _ := strings.Cut(part, "\n")
-		// What else is open is the libraries' business.
-		text = strings.NewReplacer("fd other cloexec\n", "", "fd other\n", "").Replace(text)
-		shown[name] = strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-	}
-	return shown
-}
-
-// compare holds ours against theirs, transaction by transaction.
-func compare(t *testing.T, theirs, ours map[string][]string, allowed *testenv.Differences, suffix string) {
-	t.Helper()
-	for _, x := range transactions {
-		a, b := theirs[x.name], ours[x.name]
-		if a == nil && b == nil {
-			continue
-		}
-		bad := false
-		for _, d := range testenv.Diff(a, b) {
-			if !allowed.Take(x.name+suffix, d) {
-				t.Errorf("%s%s: %s", x.name, suffix, d)
-				bad = true
-			}
-		}
-		if bad {
-			t.Logf("%s%s, theirs:\n%s\nours:\n%s", x.name, suffix, strings.Join(a, "\n"), strings.Join(b, "\n"))
-		}
-	}
+	// What else is open is the libraries' business.
+	return cases(strings.NewReplacer("fd other cloexec\n", "", "fd other\n", "").Replace(r.Stdout))
 }
 
 // TestModules plays the same logins through our module with our daemon and
@@ -154,20 +127,24 @@ func TestModules(t *testing.T) {
 	const theirModule, ourModule = "pam_systemd_home.so", "pam_home.so"
 	all := os.Getenv("HEARTH_TEST_LONG") == "1"
 	ours := p.play(ourModule, all)
-	crossed := map[string]map[string][]string{" (their module, our daemon)": p.play(theirModule, false)}
+	crossed := map[string]transcript{" (their module, our daemon)": p.play(theirModule, false)}
 	p.MustSh("systemctl stop homed.service && systemctl disable homed.service && systemctl daemon-reload && systemctl start systemd-homed.service")
 	p.ownsBus("/usr/lib/systemd/systemd-homed")
 	theirs := p.play(theirModule, all)
 	crossed[" (our module, their daemon)"] = p.play(ourModule, false)
 
 	allowed := testenv.ReadDifferences(t, "testdata/TestModules/differences.txt")
-	compare(t, theirs, ours, allowed, "")
+	var names []string
+	for _, x := range transactions {
+		names = append(names, x.name)
+	}
+	compare(t, names, theirs, ours, allowed, "")
 	for suffix, shown := range crossed {
-		some := map[string][]string{}
+		some := transcript{}
 		for name := range shown {
 			some[name] = theirs[name]
 		}
-		compare(t, some, shown, allowed, suffix)
+		compare(t, names, some, shown, allowed, suffix)
 	}
 	if all {
 		allowed.Unused(t)
