@@ -446,6 +446,10 @@ func (s *scene) plan(want int, seed uint64) (list []crashtest.State, prefixes in
 	rng := randv2.New(randv2.NewPCG(seed, 1))
 	cuts := s.end - s.begin + 1
 	for cut := s.begin; cut <= s.end; cut++ {
+		// A flush and a mark leave the disk that the write before them left.
+		if cut > s.begin && cut < s.end && len(s.log[cut-1].Data) == 0 {
+			continue
+		}
 		// The last one counts most: the operation has promised something.
 		if want == 0 || cut == s.end || rng.IntN(cuts) < want/2 {
 			list = append(list, s.log.Prefix(cut))
@@ -456,10 +460,16 @@ func (s *scene) plan(want int, seed uint64) (list []crashtest.State, prefixes in
 	if want == 0 {
 		subsets = max(500-prefixes, cuts/2)
 	}
+	var open []int // where something may be missing
+	for cut := s.begin; cut <= s.end; cut++ {
+		if s.log.Stable(cut) < cut {
+			open = append(open, cut)
+		}
+	}
 	for i := range subsets {
-		cut := s.begin + rng.IntN(cuts)
-		if i == 0 {
-			cut = s.end
+		cut := s.end
+		if i > 0 && len(open) > 0 {
+			cut = open[rng.IntN(len(open))]
 		}
 		list = append(list, s.log.Subset(cut, 4096, seed, uint64(i)))
 	}
