@@ -366,3 +366,71 @@ func TestFloodsOfHeaderFields(t *testing.T) {
 		t.Error("variants in variants have no bound")
 	}
 }
+
+// TestNoDescriptorsLeft: with the table of descriptors full, what needs one is
+// refused, what needs none is answered, and all is well once there are some.
+func TestNoDescriptorsLeft(t *testing.T) {
+	testenv.Need(t, "root")
+	r := serve(t)
+	r.register(t, "ann", nil)
+	g := r.guest(t)
+	before := openFiles(t)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	var filler []int
+	lowered := false
+	restore := func() {
+		busconn.CloseAll(filler)
+		filler = nil
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Error(err)
+		}
+	}
+	defer restore()
+	for {
+		fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			break
+		}
+		filler = append(filler, fd)
+		if !lowered {
+			// A few numbers below it may be free.
+			low := limit
+			low.Cur = uint64(fd) + 20
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
+				t.Fatal(err)
+			}
+			lowered = true
+		}
+	}
+	if _, err := r.client.GetHomeByName(t.Context(), "ann"); err != nil {
+		t.Errorf("a look-up: %v", err)
+	}
+	if ref, err := r.client.RefHomeUnrestricted(t.Context(), "ann", false); err == nil {
+		t.Error("a reference was given")
+		_ = ref.Close()
+	}
+	if _, _, err := g.WriteMsgUnix(rawCall(t, 100, 3, "GetHomeByName", "ann"), unix.UnixRights(0, 1, 2), nil); err != nil {
+		t.Fatal(err)
+	}
+	m := g.answerTo(t, 100)
+	if m.errName != fault.LimitsExceeded.BusName() {
+		t.Errorf("a call whose descriptors did not arrive is answered %d, %q", m.typ, m.errName)
+	}
+	m.close()
+	restore()
+	ref, err := r.client.RefHomeUnrestricted(t.Context(), "ann", false)
+	if err != nil {
+		t.Fatalf("afterwards: %v", err)
+	}
+	if err := r.client.ReleaseHome(t.Context(), "ann"); !fault.Is(err, fault.HomeBusy) {
+		t.Errorf("a release while it is referenced: %v", err)
+	}
+	_ = ref.Close()
+	settles(t, "descriptors are leaked", func() bool {
+		_ = r.client.ReleaseHome(t.Context(), "ann")
+		return openFiles(t) <= before
+	})
+}

@@ -16,6 +16,9 @@ func (m *Manager) launchCreate(e *entry, s home.Start, c *call) error {
 	if c == nil || c.secrets == nil {
 		return fault.New(fault.KeyUnavailable, "create home", errors.New("no secret section"))
 	}
+	if err := m.roomFor(e); err != nil {
+		return err
+	}
 	subject := e.subject
 	m.workers++
 	go func() {

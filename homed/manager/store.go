@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/homed/home"
+	"hearth/internal/fault"
 	"hearth/records"
 )
 
@@ -130,6 +131,27 @@ func (m *Manager) saveBy(e *entry, write func(string, []byte, os.FileMode) error
 	}
 	e.saved = true
 	return nil
+}
+
+// roomFor reports whether a home's record could be saved: there is no use in
+// making a home whose record is lost with the next start. Faults: NoDiskSpace,
+// IOError.
+func (m *Manager) roomFor(e *entry) error {
+	const op = "make room for the record"
+	err := os.MkdirAll(m.Layout.RecordDir, 0o700)
+	if err == nil {
+		trial := filepath.Join(m.Layout.RecordDir, ".#"+e.name+recordSuffix+"0")
+		if err = os.WriteFile(trial, e.subject.Record().Pretty(), 0o600); !errors.Is(err, fs.ErrNotExist) {
+			err = errors.Join(err, os.Remove(trial))
+		}
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fault.New(fault.NoDiskSpace, op, err)
+	}
+	return fault.New(fault.IOError, op, err)
 }
 
 // replaceFile puts a file in place as a whole, durably: after a crash there is
