@@ -4,8 +4,8 @@ var mutants = []mutant{
 	// Signatures.
 	{"records/verify.go", "return Foreign, nil\n}\n\n// signatures", "return SignedByUs, nil\n}\n\n// signatures"},
 	{"records/verify.go", "if ed25519.Verify(key, form, s) || goodAsIs(key, s) {", "if ed25519.Verify(key, form, s) || goodAsIs(key, s) || true {"},
-	{"records/verify.go", "if ed25519.Verify(key, form, s) || goodAsIs(key, s) {", "if ed25519.Verify(key, form, s) {"},
-	{"records/verify.go", "if ed25519.Verify(key, form, s) || goodAsIs(key, s) {", "if goodAsIs(key, s) {"},
+	{"records/verify.go", "if ed25519.Verify(key, form, s) || goodAsIs(key, s) {", "if ed25519.Verify(key, form, s) || false && goodAsIs(key, s) {"},
+	{"records/verify.go", "if ed25519.Verify(key, form, s) || goodAsIs(key, s) {", "if false && ed25519.Verify(key, form, s) || goodAsIs(key, s) {"},
 	{"records/verify.go", "if len(sigs) == 0 {\n\t\treturn Unsigned, nil", "if len(sigs) == 0 {\n\t\treturn SignedByUs, nil"},
 	{"records/verify.go", "case good == len(sigs):", "case good >= 1:"},
 	{"records/verify.go", "case good > 0:\n\t\t\treturn SignedByUsToo", "case good > 1:\n\t\t\treturn SignedByUsToo"},
