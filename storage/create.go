@@ -22,6 +22,7 @@ func (f *flow) create(ctx context.Context) (out *records.Record, err error) {
 	if err != nil {
 		return nil, err
 	}
+	trace.From(ctx).Step("new password")
 	if err := records.RequirePlaintexts(record, f.secrets); err != nil {
 		return nil, err
 	}

@@ -48,6 +48,7 @@ func (f *flow) passwd(ctx context.Context) (out *records.Record, err error) {
 	if err != nil {
 		return nil, err
 	}
+	trace.From(ctx).Step("new password")
 	fresh, err := record.EffectivePassphrases(f.secrets)
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/fault"
+	"hearth/internal/trace"
 	"hearth/records"
 	"hearth/storage/mounts"
 )
@@ -63,10 +64,12 @@ func (f *flow) resize(ctx context.Context) (out *records.Record, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, setup.Close(ctx)) }()
+	trace.From(ctx).Step("record")
 	got, err := f.reconcile(setup, records.NewerOrEqual)
 	if err != nil {
 		return nil, err
 	}
+	trace.From(ctx).Step("resize")
 	size, err := resizer.Resize(ctx, setup, Size{Bytes: *f.view.DiskSize})
 	if err != nil {
 		return nil, err
@@ -77,6 +80,7 @@ func (f *flow) resize(ctx context.Context) (out *records.Record, err error) {
 	if err := f.shiftInactive(setup); err != nil {
 		return nil, err
 	}
+	trace.From(ctx).Step("copies of the record")
 	if err := f.writeCopies(ctx, setup, got); fault.Is(err, fault.NoDiskSpace) {
 		// The host keeps the record, and the next activation brings it here.
 		f.Log.Warn("no room for the record in the home", "error", err)

@@ -69,6 +69,7 @@ type part struct {
 
 var parts = []part{
 	{"verbs", (*session).verbs, writeVerbs},
+	{"breakdown", (*session).breakdown, writeBreakdown},
 	{"lookups", (*session).lookups, writeLookups},
 	{"life", (*session).life, writeLife},
 }
