@@ -15,7 +15,9 @@ import (
 var asksPolkit = []string{"create", "update", "passwd", "resize", "remove", "authenticate", "adopt", "register", "unregister",
 	"add-signing-key", "remove-signing-key"}
 
-const agentWait = 5 * time.Second
+// agentWait is for a bus that does not answer. A busy machine was seen to take
+// more than five seconds to start the agent.
+const agentWait = 25 * time.Second
 
 // polkitAgent starts the program that asks on this terminal for the password
 // that polkit wants, where no desktop does. The caller calls stop.
