@@ -3,6 +3,7 @@ package stories
 import (
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ const probe = `#!/bin/bash
 	systemctl show "session-$XDG_SESSION_ID.scope" -p MemoryMax -p TasksMax -p CPUWeight -p IOWeight -p RuntimeMaxUSec | sort
 	systemctl show "user-$(id -u).slice" -p TasksMax -p MemoryMax | sort
 	systemctl is-active "user@$(id -u).service"
+	echo "devices: $(grep -i device "/run/systemd/sessions/$XDG_SESSION_ID")"
 } >"/tmp/probe.$1" 2>&1
 sync
 `
@@ -76,6 +78,9 @@ func session(t *testing.T, suite vmtest.Suite) {
 
 	t.Run("as pam_systemd", func(t *testing.T) {
 		p := &product{p.With(t), t}
+		if p.SystemdVersion() >= 260 {
+			p.MustSh("echo XDG_SESSION_EXTRA_DEVICE_ACCESS=render:kvm >/root/devices; sed -i '1i session required pam_env.so envfile=/root/devices' /root/common-session; cp /root/common-session /etc/pam.d/")
+		}
 		theirs := look(p, "theirs")
 		lines(`s|^session.*pam_systemd.so.*|session optional pam_home.so register debug|`)
 		ours := look(p, "ours")
@@ -89,6 +94,9 @@ func session(t *testing.T, suite vmtest.Suite) {
 			if !strings.Contains(ours, want) {
 				t.Errorf("no %q in\n%s", want, ours)
 			}
+		}
+		if p.SystemdVersion() >= 260 && (!strings.Contains(ours, "XDG_SESSION_EXTRA_DEVICE_ACCESS=render:kvm\n") || !regexp.MustCompile(`devices: .*render.*kvm`).MatchString(ours)) {
+			t.Errorf("no extra devices in\n%s", ours)
 		}
 	})
 
