@@ -9,7 +9,7 @@ RESULTS := $(OUT)/test
 export PREFIX DESTDIR FORCE HEARTH_VM_RUNNER
 
 .DEFAULT_GOAL := build
-.PHONY: build demo check test test-unit test-root test-vm test-long mutate fuzz bench fixtures man \
+.PHONY: build demo check test test-unit test-root test-vm test-long mutate fuzz bench bench-kdf fixtures man \
 	install uninstall clean help deps images
 
 build: ## Build the programs and the PAM module into build/ (PREFIX is compiled into the module)
@@ -74,6 +74,9 @@ bench: deps build images ## Compare speed with systemd-homed's in a guest, write
 	@CGO_ENABLED=0 $(GO) run ./vmtest/bench $(BENCH); status=$$?; \
 	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem \
 		$$(grep -l '^func Benchmark' --include=*_test.go -r . | xargs -n1 dirname | sort -u); exit $$((status | $$?))
+
+bench-kdf: deps ## Time unlocking against cryptsetup, each time a new process (docs/performance.md)
+	CGO_ENABLED=0 $(GO) run ./vmtest/cmd/kdftime
 
 fixtures: ## Remake the fixtures with the real tools, in a guest (not built yet)
 	@echo 'make fixtures is not built yet' >&2; exit 1
