@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -122,6 +123,36 @@ func node(dir string) (string, error) {
 func Reread(disk *os.File) error {
 	if err := unix.IoctlSetInt(int(disk.Fd()), unix.BLKRRPART, 0); err != nil {
 		return fmt.Errorf("reread partition table: %w", err)
+	}
+	return nil
+}
+
+// ResizePartition has the kernel show the partition d, which may be in use, as
+// size bytes of the open disk that it is on. The table has to say so too: this
+// holds until it is read again.
+func ResizePartition(disk *os.File, d Device, size int64) error {
+	text, err := os.ReadFile(filepath.Join(d.dir, "partition"))
+	if err != nil {
+		return fmt.Errorf("resize partition: %w", err)
+	}
+	number, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 32)
+	if err != nil {
+		return fmt.Errorf("resize partition: %w", err)
+	}
+	// struct blkpg_partition and struct blkpg_ioctl_arg of linux/blkpg.h
+	part := struct {
+		start, length int64
+		number        int32
+		names         [128]byte
+	}{start: d.Start, length: size, number: int32(number)}
+	arg := struct {
+		op, flags, length int32
+		part              unsafe.Pointer
+	}{op: 3 /* BLKPG_RESIZE_PARTITION */, length: int32(unsafe.Sizeof(part)), part: unsafe.Pointer(&part)}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, disk.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg)))
+	runtime.KeepAlive(&part)
+	if errno != 0 {
+		return fmt.Errorf("resize partition %d: %w", number, errno)
 	}
 	return nil
 }

@@ -331,6 +331,7 @@ type layout struct {
 	first               uint64 // usable sector
 	disk                [16]byte
 	entries             []byte // entriesSize bytes
+	boot                []byte // the first sector as it was; nil for a fresh one
 }
 
 // write puts the table on the disk in the order that Write promises.
@@ -356,7 +357,13 @@ func (l layout) write(d Device, op string) error {
 	}
 	mbr := make([]byte, 512)
 	copy(mbr[446:], []byte{0, 0, 2, 0, 0xEE, 0xFF, 0xFF, 0xFF, 1})
-	binary.LittleEndian.PutUint32(mbr[458:], uint32(min(n-1, 0xFFFFFFFF)))
+	if l.boot != nil {
+		mbr = l.boot
+	}
+	// In a hybrid MBR the first entry may be another's.
+	if mbr[450] == 0xEE {
+		binary.LittleEndian.PutUint32(mbr[458:], uint32(min(n-1, 0xFFFFFFFF)))
+	}
 	mbr[510], mbr[511] = 0x55, 0xAA
 
 	for _, w := range []struct {

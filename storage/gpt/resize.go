@@ -18,7 +18,8 @@ const Move = 64 << 10
 // and the disk that the table describes disk bytes. The file is as long as the
 // larger of old and new disk the whole time, so that at each moment the old
 // table or the new one is whole and found: the file grows before, and is cut
-// after. All other content of the table stays. Faults: NotAnImage for a table
+// after; a disk that is no file keeps its size. All other content of the table
+// stays, and of the first sector all but the size of the disk. Faults: NotAnImage for a table
 // that is not as p says or laid out unusually, InvalidArgs if size does not fit,
 // IOError.
 func Resize(d Device, file int64, p Partition, size, disk int64) error {
@@ -54,7 +55,34 @@ func Resize(d Device, file int64, p Partition, size, disk int64) error {
 		return fault.New(fault.InvalidArgs, op, fmt.Errorf("partition %d+%d on a disk of %d bytes", p.Offset, size, disk))
 	}
 	le.PutUint64(entry[40:], uint64(last))
-	return layout{sectors: n, sectorSize: ss, first: le.Uint64(t.header[40:]), disk: [16]byte(t.header[56:72]), entries: t.entries}.write(d, op)
+	boot, err := readAt(d, file, make([]byte, 512), 0)
+	if err != nil {
+		return fault.New(fault.IOError, op, err)
+	}
+	if !protective(boot) {
+		boot = nil
+	}
+	return layout{sectors: n, sectorSize: ss, first: le.Uint64(t.header[40:]), disk: [16]byte(t.header[56:72]), entries: t.entries, boot: boot}.write(d, op)
+}
+
+// Room returns how large the partition p could be, in bytes, on a disk of size
+// bytes: up to what the table keeps for itself. Fault: NotAnImage if it is not
+// the last one there.
+func Room(d io.ReaderAt, size int64, p Partition) (int64, error) {
+	const op = "measure partition"
+	ss := int64(p.SectorSize)
+	t, _, err := whole(d, size, ss)
+	if err != nil {
+		return 0, fault.New(fault.NotAnImage, op, err)
+	}
+	le := binary.LittleEndian
+	for b := t.entries; uint64(len(b)) >= t.each; b = b[t.each:] {
+		from, to := int64(le.Uint64(b[32:])), int64(le.Uint64(b[40:]))
+		if [16]byte(b[:16]) != ([16]byte{}) && from != p.Offset/ss && (to >= p.Offset/ss || to < 0) {
+			return 0, fault.New(fault.NotAnImage, op, errors.New("the home's partition is not the last one"))
+		}
+	}
+	return max((lastUsable(size/ss, ss)+1)*ss-p.Offset, p.Size), nil
 }
 
 // whole returns the table that counts, and the sector of its header: that in

@@ -116,3 +116,93 @@ func TestResizeSfdisk(t *testing.T) {
 		}
 	}
 }
+
+// second is a disk of size bytes whose table has another partition before the
+// home's, and boot code before all.
+func second(t *testing.T, size int64, ss int) (*fixture.Disk, Partition) {
+	t.Helper()
+	other := Partition{Offset: align, Size: align, UUID: testDisk, Name: "other", SectorSize: ss}
+	p := Partition{Offset: 3 * align, Size: 20 * align, UUID: testUUID, Name: "ann", SectorSize: ss}
+	s := int64(ss)
+	entries, err := other.entries(other.Offset/s, (other.Offset+other.Size)/s-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine, err := p.entries(p.Offset/s, (p.Offset+p.Size)/s-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(entries[2*entrySize:], mine[:entrySize])
+	d := fixture.NewDisk(size)
+	guid, err := parseGUID(testDisk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (layout{sectors: size / s, sectorSize: s, first: uint64(align / s), disk: guid, entries: entries}).write(d, "test"); err != nil {
+		t.Fatal(err)
+	}
+	put(t, d, []byte("boot code"), 0)
+	return d, p
+}
+
+// TestResizeOnDisk: a disk that keeps its size, or was made longer. The other
+// partition and the boot code stay, whenever the power is cut.
+func TestResizeOnDisk(t *testing.T) {
+	const size = 50 << 20
+	for _, ss := range []int{512, 4096} {
+		for _, longer := range []int64{0, 30 << 20} {
+			for _, to := range []int64{18 << 20, 30 << 20} {
+				short, old := second(t, size, ss)
+				disk := fixture.NewDisk(size + longer)
+				b := make([]byte, size)
+				read(t, short, b, 0)
+				put(t, disk, b, 0)
+				room, err := Room(disk, size+longer, old)
+				if want := (size+longer)/int64(ss)*int64(ss) - entriesSize - int64(ss) - old.Offset; err != nil || room != want {
+					t.Errorf("room of %d, %v, want %d", room, err, want)
+				}
+				now := old
+				now.Size = to
+				r := &crashtest.Recorder{Device: disk.Clone()}
+				if err := Resize(r, size+longer, old, to, size+longer); err != nil {
+					t.Fatal(err)
+				}
+				states := r.Log.States(40, 512, 1, func(s crashtest.State) {
+					d := disk.Clone()
+					if err := s.Apply(d, 0); err != nil {
+						t.Fatal(err)
+					}
+					if p, err := Find(d, size+longer, "ann", testUUID); err != nil || p != old && p != now {
+						t.Errorf("sectors of %d, cut %v: %+v, %v", ss, s, p, err)
+					}
+					if p, err := Find(d, size+longer, "other", testDisk); err != nil || p.Size != align {
+						t.Errorf("the other partition, cut %v: %+v, %v", s, p, err)
+					}
+					boot := make([]byte, 9)
+					read(t, d, boot, 0)
+					if string(boot) != "boot code" {
+						t.Errorf("boot code %q", boot)
+					}
+				})
+				if states < 50 {
+					t.Errorf("%d states only", states)
+				}
+				if p, err := Find(r, size+longer, "ann", testUUID); err != nil || p != now {
+					t.Errorf("%+v, %v", p, err)
+				}
+			}
+		}
+	}
+}
+
+// TestRoomRefuses: only the last partition has room that is its own.
+func TestRoomRefuses(t *testing.T) {
+	d, p := second(t, 50<<20, 512)
+	first := Partition{Offset: align, Size: align, SectorSize: 512}
+	if _, err := Room(d, 50<<20, first); !fault.Is(err, fault.NotAnImage) {
+		t.Errorf("a partition before another: %v", err)
+	}
+	if _, err := Room(fixture.NewDisk(50<<20), 50<<20, p); !fault.Is(err, fault.NotAnImage) {
+		t.Errorf("no table: %v", err)
+	}
+}

@@ -42,9 +42,18 @@ func parseIntent(text string) (intent, error) {
 	return i, nil
 }
 
+// shrinkFlag in the LUKS2 header says the same of a home on a block device,
+// where there is no attribute. What it was to become does not matter then.
+const shrinkFlag = "hearth-shrinking"
+
 // note makes the intent durable. A file system without user attributes keeps
 // none: a cut then leaves a longer file, which opens all the same.
-func (i intent) note(image *os.File) error {
+func (c *container) note(i intent) error {
+	if c.device {
+		// A cut while growing is seen by the sizes.
+		return c.header.SetFlag(c.window, shrinkFlag, i.shrinks())
+	}
+	image := c.image
 	err := unix.Fsetxattr(int(image.Fd()), intentMark, []byte(i.String()), 0)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return nil
@@ -74,7 +83,12 @@ func noted(a storage.Area, image *os.File) *intent {
 }
 
 // forgetIntent takes the note away, after what was done is durable.
-func forgetIntent(image *os.File) error {
+func (c *container) forgetIntent() error {
+	c.intent = nil
+	if c.device {
+		return c.header.SetFlag(c.window, shrinkFlag, false)
+	}
+	image := c.image
 	if err := image.Sync(); err != nil {
 		return fmt.Errorf("end resize: %w", err)
 	}
@@ -94,6 +108,7 @@ func forgetIntent(image *os.File) error {
 //	         the file system is smaller than its room  it grows
 //	shrink   the file system is smaller than its room  it grows back
 //	         the file is longer than the table says    the file is cut
+//	         the kernel's partition is, too            it is told
 //
 // So what is on the disk says what to do, without regard to where it was going;
 // no step moves data. The first half, below, is done before the devices are
@@ -103,6 +118,16 @@ func forgetIntent(image *os.File) error {
 // settleFile cuts off what is behind the end of the disk, if a resize left it.
 func (c *container) settleFile(a storage.Area) error {
 	if c.device {
+		if c.header.Flag(shrinkFlag) {
+			a.Log.Info("completing a shrink that was cut off")
+			t, err := c.openTable(a)
+			if err != nil {
+				return err
+			}
+			// No size of its own: only that it is a shrink matters.
+			c.intent = &intent{from: c.window.size}
+			return t.close()
+		}
 		return nil
 	}
 	c.intent = noted(a, c.image)
@@ -115,6 +140,9 @@ func (c *container) settleFile(a storage.Area) error {
 
 // cutTail makes the file end where the disk does.
 func (c *container) cutTail() error {
+	if c.device {
+		return nil
+	}
 	disk := gpt.Disk(c.image, c.size, c.part)
 	if c.part.Offset == 0 || disk >= c.size {
 		return nil
@@ -149,9 +177,7 @@ func (c *container) fillRoom(a storage.Area, s *storage.Setup, node string) {
 	if c.intent == nil {
 		return
 	}
-	if err := forgetIntent(c.image); err != nil {
+	if err := c.forgetIntent(); err != nil {
 		a.Log.Warn("the note of a resize stays", "error", err)
-		return
 	}
-	c.intent = nil
 }

@@ -3,8 +3,6 @@
 // system with the user's directory at its top. It orders the steps of the
 // formats and the kernel interfaces below it and undoes them; bytes and ioctls
 // are theirs, users and records its callers'.
-//
-// Not built: resizing on a block device.
 package luks
 
 import (

@@ -71,19 +71,23 @@ type resizing struct {
 	o      *opened
 	c      *container
 	mapped *dm.Mapped
-	loop   *loop.Device
-	span   int64 // of the file system
+	loop   *loop.Device // nil for a partition that the kernel shows
+	table  *diskTable   // nil for an image file
+	span   int64        // of the file system
 }
 
-// Resize implements storage.Resizer, for image files. The orders are
+// Resize implements storage.Resizer. The orders are
 //
-//	grow    note, file, table, loop, mapping, file system, end
-//	shrink  note, file system, mapping, loop, table, file, end
+//	image   grow    note, file, table, loop, mapping, file system, end
+//	        shrink  note, file system, mapping, loop, table, file, end
+//	device  grow    table, kernel's partition, mapping, file system
+//	        shrink  note, file system, mapping, table, kernel's partition, end
 //
 // so that the file system never ends behind its mapping, the mapping never
 // behind the partition, the partition never behind the file, on the disk as in
-// the kernel. (systemd-homed cuts the file before it writes the table.) What
-// each cut leaves, and what becomes of it, is told at settleFile.
+// the kernel. (systemd-homed cuts the file before it writes the table, and
+// resizes no partition that is not in use.) What each cut leaves, and what
+// becomes of it, is told at settleFile.
 func (Backend) Resize(ctx context.Context, s *storage.Setup, want storage.Size) (got storage.Size, err error) {
 	const op = "resize image"
 	o, ok := s.Private.(*opened)
@@ -93,9 +97,7 @@ func (Backend) Resize(ctx context.Context, s *storage.Setup, want storage.Size) 
 	switch {
 	case o.image == nil:
 		return got, errors.New("the setup is that of a new image")
-	case o.image.device:
-		return got, fault.Newf(fault.NotSupported, op, "A home on a block device cannot be resized yet.")
-	case o.image.part.Offset == 0:
+	case !o.image.device && o.image.part.Offset == 0:
 		return got, fault.Newf(fault.NotSupported, op, "An image without a partition table cannot be resized.")
 	case !o.header.Dynamic():
 		return got, fault.Newf(fault.NotSupported, op, "This image states a size of its own in its LUKS2 header and cannot be resized.")
@@ -104,7 +106,7 @@ func (Backend) Resize(ctx context.Context, s *storage.Setup, want storage.Size) 
 	if err := r.attach(); err != nil {
 		return got, err
 	}
-	defer func() { err = errors.Join(err, r.loop.Relinquish()) }()
+	defer func() { err = errors.Join(err, r.release()) }()
 	if r.span, err = span(s, r.mapped.Node); err != nil {
 		return got, err
 	}
@@ -114,6 +116,8 @@ func (Backend) Resize(ctx context.Context, s *storage.Setup, want storage.Size) 
 	}
 	to := f.aim(want)
 	switch {
+	case r.fixed() && to.disk < f.now.disk:
+		return got, fault.Newf(fault.NotSupported, op, "The device %s cannot be made smaller: %v.", o.image.image.Name(), r.table.why)
 	case to.disk < f.now.disk:
 		err = r.shrink(ctx, f, to)
 	case to.disk > f.now.disk, r.c.room()-r.span >= unit && want.Only != storage.OnlyShrink:
@@ -121,7 +125,7 @@ func (Backend) Resize(ctx context.Context, s *storage.Setup, want storage.Size) 
 	case want.Bytes > uint64(f.now.disk)+unit && want.Bytes < maxSize && want.Only == storage.EitherWay:
 		err = fault.New(fault.NoDiskSpace, op, fmt.Errorf("room for %d bytes, %d are wanted", f.most, want.Bytes))
 	}
-	return storage.Size{Bytes: uint64(r.c.size), Only: want.Only}, err
+	return storage.Size{Bytes: uint64(r.size()), Only: want.Only}, err
 }
 
 // Elastic implements storage.Resizer.
@@ -148,10 +152,48 @@ func (r *resizing) attach() (err error) {
 	if err != nil {
 		return fault.New(fault.IOError, op, err)
 	}
+	if r.c.device {
+		if r.table, err = r.c.openTable(r.a); err != nil {
+			return err
+		}
+		if d := r.table.node; d != nil {
+			if d.Major != major || d.Minor != minor {
+				err = wrongMedium("device", fmt.Sprintf("%d:%d", d.Major, d.Minor), fmt.Sprintf("%d:%d", major, minor))
+				return errors.Join(err, r.release())
+			}
+			r.o.window = r.c.window
+			return nil
+		}
+	}
 	if r.loop, err = loop.Of(r.c.image, major, minor); err != nil {
-		return fault.New(fault.WrongMedium, op, err)
+		return errors.Join(fault.New(fault.WrongMedium, op, err), r.release())
 	}
 	return nil
+}
+
+// release closes what attach has opened.
+func (r *resizing) release() error {
+	var errs []error
+	if r.loop != nil {
+		errs = append(errs, r.loop.Relinquish())
+	}
+	if r.table != nil {
+		errs = append(errs, r.table.close())
+	}
+	return errors.Join(errs...)
+}
+
+// fixed reports whether the home has a device whose length is not ours to
+// change.
+func (r *resizing) fixed() bool { return r.table != nil && r.table.why != nil }
+
+// size is what a user's size means: the length of the file, or of the
+// partition.
+func (r *resizing) size() int64 {
+	if r.c.device {
+		return r.c.window.size
+	}
+	return r.c.size
 }
 
 // room is how large the file system could be, in bytes.
@@ -183,12 +225,15 @@ func (r *resizing) frame() (frame, error) {
 	if err := errors.Join(unix.Fstatfs(int(r.s.Root.Fd()), &fs), unix.Fstatfs(int(r.c.image.Fd()), &around)); err != nil {
 		return frame{}, fault.New(fault.IOError, op, err)
 	}
+	least := max(r.span-int64(fs.Bfree)*fs.Bsize+keepFree, fsops.MinimumSize(r.s.Found.FileSystemType), minSize)
+	if r.c.device {
+		p := r.c.window.size
+		return frame{now: extent{p, p}, payload: r.c.header.DataOffset(), least: least, most: min(r.table.most, maxSize)}, nil
+	}
 	held, err := r.c.held()
 	if err != nil {
 		return frame{}, fault.New(fault.IOError, op, err)
 	}
-	// What the file system keeps for itself counts as used.
-	used := r.span - int64(fs.Bfree)*fs.Bsize
 	most := int64(maxSize)
 	if hi, free := bits.Mul64(uint64(around.Frsize), around.Bavail); hi == 0 && free < maxSize {
 		most = min(most, held+int64(free)-spare)
@@ -196,7 +241,7 @@ func (r *resizing) frame() (frame, error) {
 	return frame{
 		now:     extent{gpt.Disk(r.c.image, r.c.size, r.c.part), r.c.window.size},
 		payload: r.c.header.DataOffset(),
-		least:   max(used+keepFree, fsops.MinimumSize(r.s.Found.FileSystemType), minSize),
+		least:   least,
 		most:    most,
 	}, nil
 }
@@ -218,7 +263,11 @@ func (r *resizing) grow(ctx context.Context, f frame, to extent) error {
 	}
 	// Half of it is worth less than all of it.
 	ctx = context.WithoutCancel(ctx)
-	if to.disk > f.now.disk {
+	if to.disk > f.now.disk && r.table != nil {
+		if err := r.writeTable(to); err != nil {
+			return err
+		}
+	} else if to.disk > f.now.disk {
 		a.Progress("extend image", 0, uint64(to.disk))
 		got, err := allocate(c.image, f.now.disk, to.disk, a.LUKS.Discard)
 		if err == nil {
@@ -230,7 +279,7 @@ func (r *resizing) grow(ctx context.Context, f frame, to extent) error {
 			err = unix.ENOSPC
 		}
 		if err != nil {
-			return errors.Join(storage.SpaceFault("extend image", err), c.image.Truncate(f.now.disk), forgetIntent(c.image))
+			return errors.Join(storage.SpaceFault("extend image", err), c.image.Truncate(f.now.disk), c.forgetIntent())
 		}
 		c.size = to.disk
 		if err := r.writeTable(to); err != nil {
@@ -238,8 +287,8 @@ func (r *resizing) grow(ctx context.Context, f frame, to extent) error {
 		}
 	}
 	a.Progress("map", 0, 0)
-	if err := r.loop.SetSizeLimit(to.partition); err != nil {
-		return fault.New(fault.IOError, "grow loop device", err)
+	if err := r.limit(to.partition); err != nil {
+		return fault.New(fault.IOError, "grow device", err)
 	}
 	if err := r.remap(); err != nil {
 		return err
@@ -277,7 +326,7 @@ func (r *resizing) shrink(ctx context.Context, f frame, to extent) error {
 		return err // the note stays, for who repairs
 	}
 	if err != nil || to == f.now {
-		return errors.Join(err, forgetIntent(c.image))
+		return errors.Join(err, c.forgetIntent())
 	}
 	if err := mounts.SyncFS(r.s.Root); err != nil {
 		return storage.SpaceFault("resize", err)
@@ -288,7 +337,20 @@ func (r *resizing) shrink(ctx context.Context, f frame, to extent) error {
 	if err := r.remap(); err != nil {
 		return err
 	}
-	if err := errors.Join(r.loop.Sync(), r.loop.SetSizeLimit(to.partition)); err != nil {
+	if err := r.sync(); err != nil {
+		return fault.New(fault.IOError, "shrink device", err)
+	}
+	if r.table != nil {
+		// The kernel reads the table again at the next start at the latest.
+		if err := r.writeTable(to); err != nil {
+			return err
+		}
+		if err := r.limit(to.partition); err != nil {
+			return fault.New(fault.IOError, "shrink partition", err)
+		}
+		return r.end(ctx)
+	}
+	if err := r.limit(to.partition); err != nil {
 		return fault.New(fault.IOError, "shrink loop device", err)
 	}
 	if err := r.writeTable(to); err != nil {
@@ -305,6 +367,9 @@ func (r *resizing) shrink(ctx context.Context, f frame, to extent) error {
 // roomToMove makes sure that what a shrink moves finds its place in a sparse
 // image: the file system would take a full disk for a broken one.
 func (r *resizing) roomToMove(f frame, to extent) error {
+	if r.c.device {
+		return nil // all of it is there
+	}
 	held, err := r.c.held()
 	if err != nil {
 		return fault.New(fault.IOError, "measure home", err)
@@ -320,7 +385,7 @@ func (r *resizing) roomToMove(f frame, to extent) error {
 func (r *resizing) begin(f frame, to extent) error {
 	r.a.Progress("note resize", 0, 0)
 	i := intent{f.now.disk, to.disk}
-	if err := i.note(r.c.image); err != nil {
+	if err := r.c.note(i); err != nil {
 		return storage.SpaceFault("resize", err)
 	}
 	return r.c.cutTail()
@@ -331,13 +396,33 @@ func (r *resizing) begin(f frame, to extent) error {
 func (r *resizing) writeTable(to extent) error {
 	r.a.Progress("write partition table", 0, 0)
 	c := r.c
-	if err := gpt.Resize(c.image, c.size, c.part, to.partition, to.disk); err != nil {
+	if r.table != nil {
+		if err := r.table.resize(to.partition); err != nil {
+			return storage.SpaceFault("resize", err)
+		}
+	} else if err := gpt.Resize(c.image, c.size, c.part, to.partition, to.disk); err != nil {
 		return storage.SpaceFault("resize", err)
 	}
 	c.part.Size = to.partition
 	c.window.size = to.partition
 	r.o.window = c.window
 	return nil
+}
+
+// limit gives the device below the mapped one its size.
+func (r *resizing) limit(size int64) error {
+	if r.loop != nil {
+		return r.loop.SetSizeLimit(size)
+	}
+	return r.table.limit(size)
+}
+
+// sync has the device below the mapped one write out what it holds.
+func (r *resizing) sync() error {
+	if r.loop != nil {
+		return r.loop.Sync()
+	}
+	return r.c.window.Sync()
 }
 
 // remap has the mapped device show the whole partition. The live table stays
@@ -409,9 +494,8 @@ func (r *resizing) end(ctx context.Context) error {
 	if err := mounts.SyncFS(r.s.Root); err != nil {
 		return storage.SpaceFault("resize", err)
 	}
-	if err := r.loop.Sync(); err != nil {
+	if err := r.sync(); err != nil {
 		return fault.New(fault.IOError, "resize", err)
 	}
-	r.c.intent = nil
-	return storage.SpaceFault("resize", forgetIntent(r.c.image))
+	return storage.SpaceFault("resize", r.c.forgetIntent())
 }

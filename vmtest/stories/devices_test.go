@@ -33,6 +33,7 @@ func TestDevices(t *testing.T) {
 	part("disk", (*product).disks)
 	part("whole disk", (*product).wholeDisk)
 	part("partition", (*product).partition)
+	part("resize", (*product).deviceSizes)
 	part("allocation", (*product).allocation)
 	part("recovery", (*product).recovery)
 	part("tokens", (*product).tokens)
@@ -184,8 +185,10 @@ func (p *product) wholeDisk() {
 	p.pull(d)
 	p.becomes("eli", "absent")
 	p.MustSh(atMost + "homectl unregister eli && " + atMost + "homectl register /root/eli.json")
-	for _, options := range []string{"-P", ""} {
+	for options, size := range map[string]string{"-P": "80M", "": "90M"} {
 		p.MustSh("losetup " + options + " /dev/loop30 /srv/disk-e && udevadm settle --timeout=30")
+		p.ok("resize eli " + size)
+		p.MustSh("udevadm settle --timeout=30 && sfdisk --verify /dev/loop30 && sfdisk --json /dev/loop30 | jq -e '.partitiontable.partitions[0].size == " + strings.TrimSuffix(size, "M") + " * 2048'")
 		p.ok("activate eli")
 		p.MustSh("echo x >>/home/eli/x && " + atMost + "homectl deactivate eli")
 		p.closed("eli")
@@ -207,8 +210,54 @@ func (p *product) partition() {
 	p.ok("activate dora")
 	p.MustSh("dmsetup table home-dora | grep -q sector_size:4096 && echo x >/home/dora/x && " + atMost + "homectl deactivate dora && sfdisk --verify " + d)
 	p.closed("dora")
+	// Neither end of it is free.
+	p.says("resize dora 80M", "Not enough disk space for home dora")
+	p.says("resize dora 54M", "cannot be made smaller")
 	p.pull(d)
 	p.becomes("dora", "absent")
+}
+
+// deviceSizes makes homes on disks larger and smaller.
+func (p *product) deviceSizes() {
+	t := p.t
+	d := p.disk("disk-f", "")
+	p.MustSh(fmt.Sprintf("NEWPASSWORD='%s' %s homectl create finn --storage=luks --fs-type=ext4 --disk-size=60M --image-path=%s %s", password, atMost, d, cheap))
+	is := func(mib int) {
+		t.Helper()
+		p.MustSh(fmt.Sprintf(`udevadm settle --timeout=30; sfdisk --verify %[1]s && test "$(blockdev --getsize64 %[1]sp1)" = $((%[2]d<<20)) &&
+			sfdisk --json %[1]s | jq -e '.partitiontable.partitions | length == 1 and .[0].size == %[2]d * 2048'`, d, mib))
+	}
+	// The file system has the whole of it, but for the header.
+	fills := func(mib int) {
+		t.Helper()
+		is(mib)
+		p.MustSh(fmt.Sprintf(`test "$(blockdev --getsize64 /dev/mapper/home-finn)" = $((%d<<20)) && test "$(stat -f -c '%%b' /home/finn)" -gt $((%d*256))`, mib-16, (mib-16)*85/100))
+	}
+	is(60)
+	p.MustSh(`test "$(stat -c '%a %U' /run/systemd/home/kdf-costs)" = '600 root'`)
+	p.ok("activate finn")
+	p.MustSh("head -c 8M /dev/urandom >/home/finn/noise && sha256sum /home/finn/noise >/srv/finn.sum")
+	fills(60)
+	p.ok("resize finn 80M")
+	fills(80)
+	p.says("resize finn 64M", "File systems of this type can only be shrunk offline")
+	fills(80)
+	p.MustSh("sha256sum -c /srv/finn.sum && " + atMost + "homectl deactivate finn")
+	p.closed("finn")
+	p.ok("resize finn 64M")
+	p.becomes("finn", "inactive")
+	is(64)
+	p.MustSh("! head -c 16384 " + d + "p1 | grep -aq hearth-shrinking")
+	p.ok("resize finn max")
+	p.becomes("finn", "inactive")
+	is(98)
+	p.ok("activate finn")
+	fills(98)
+	p.MustSh("sha256sum -c /srv/finn.sum && " + atMost + "homectl deactivate finn")
+	p.closed("finn")
+
+	p.pull(d)
+	p.becomes("finn", "absent")
 }
 
 // adoption takes homes from elsewhere.
