@@ -180,7 +180,7 @@ func (s *session) sh(script string) (string, error) {
 
 // with has one service answer in the other's place.
 func (s *session) with(d side) error {
-	_, err := s.sh("systemctl stop " + d.other + "; systemctl start " + d.unit)
+	_, err := s.sh("systemctl stop " + d.other + "; systemctl reset-failed " + d.unit + " 2>/dev/null || :; systemctl start " + d.unit)
 	return err
 }
 

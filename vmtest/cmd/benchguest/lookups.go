@@ -370,6 +370,9 @@ func life(args []string) error {
 		sample(verb+*what, milliseconds(time.Since(start)), "ms")
 		return nil
 	}
+	// Or the manager takes it for a service that keeps failing. It complains of
+	// a unit that it has forgotten meanwhile, which has nothing to be reset.
+	_ = exec.Command("systemctl", "reset-failed", *unit).Run()
 	if err := timed("start"); err != nil {
 		return err
 	}
