@@ -21,6 +21,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <security/pam_appl.h>
@@ -228,6 +229,11 @@ int main(int argc, char **argv)
 			pam_end(h, 0);
 			if (pam_start_confdir(op + 8, argv[2], &c, argv[0], &h) != PAM_SUCCESS)
 				return 95;
+		} else if (strcmp(op, "clock") == 0) {
+			struct timespec now;
+
+			clock_gettime(CLOCK_MONOTONIC, &now);
+			say("clock %lld us\n", (long long)now.tv_sec * 1000000 + now.tv_nsec / 1000);
 		} else if (strcmp(op, "fds") == 0) {
 			fds();
 		} else if (strcmp(op, "env") == 0) {
