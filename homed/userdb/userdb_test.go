@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -426,12 +425,3 @@ func FuzzRequest(f *testing.F) {
 }
 
 func levelInfo() *slog.LevelVar { return new(slog.LevelVar) }
-
-func run(t *testing.T, program string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(program, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v: %s", program, err, out)
-	}
-	return string(out)
-}
