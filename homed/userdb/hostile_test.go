@@ -117,6 +117,10 @@ func TestConnectionsOfOneUser(t *testing.T) {
 	var all []net.Conn
 	for range maxConnsPerUID {
 		c := dialAs(t, socket, 1500)
+		// Once it was answered it is counted.
+		if !pings(t, c) {
+			t.Fatalf("connection %d of the user is not served", len(all))
+		}
 		if _, err := io.WriteString(c, ping[:10]); err != nil {
 			t.Fatal(err)
 		}
