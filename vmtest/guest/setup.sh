@@ -37,6 +37,8 @@ mkdir -p "$root/usr/lib/hearth-guest"
 (
 	cd "$root"
 	units=$(find usr/lib/systemd/system -name '*plymouth*')
+	# Without its units its scripts would become some.
+	rm -f etc/init.d/plymouth* etc/rc?.d/*plymouth*
 	# shellcheck disable=SC2086
 	tar --create --file usr/lib/hearth-guest/plymouth.tar --no-recursion $units
 	# shellcheck disable=SC2086
