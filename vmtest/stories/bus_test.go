@@ -143,7 +143,7 @@ func signingKeys(p *product) {
 	p.denied(p.call(`RealizeHome ss kim '{"password":["wrong"]}'`), "Password for home kim is incorrect")
 	p.denied(p.call(`RealizeHome ss kim '{}'`), "")
 	p.MustSh("test ! -e /home/kim.homedir && busctl call " + manager + "RealizeHome ss kim '{\"password\":[\"" + password + "\"]}'")
-	p.denied(p.call(`RealizeHome ss kim '{"password":["`+password+`"]}'`), "Home of user kim already exists")
+	p.denied(p.call(`RealizeHome ss kim '{"password":["`+password+`"]}'`), "Selected home image of user kim already exists")
 	p.MustSh("PASSWORD='" + password + "' " + real + "activate kim && test -f /home/kim/.identity && homectl deactivate kim")
 	p.denied(p.Sh("PASSWORD='"+password+"' NEWPASSWORD=another-Pw-99 "+atMost+"homectl passwd kim"), "Home kim is signed and cannot be modified locally")
 	// Created from an identity that another machine signed.
