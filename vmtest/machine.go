@@ -432,6 +432,41 @@ func (m *Machine) Console() *Terminal {
 	return m.console.Terminal
 }
 
+// Asleep reports whether the guest takes no processor time for that long.
+func (m *Machine) Asleep(span time.Duration) (bool, error) {
+	if m.proc == nil {
+		return false, errors.New("the guest does not run")
+	}
+	var used [2]string
+	for i := range used {
+		if i > 0 {
+			time.Sleep(span)
+		}
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.proc.cmd.Process.Pid))
+		if err != nil {
+			return false, err
+		}
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		f := strings.Fields(rest)
+		if len(f) < 13 {
+			return false, fmt.Errorf("read the guest's use of the processor: %q", stat)
+		}
+		used[i] = f[11] + " " + f[12]
+	}
+	return used[0] == used[1], nil
+}
+
+// Wake ends the guest's sleep. A guest that does not sleep goes on as it is.
+func (m *Machine) Wake() error {
+	if m.proc == nil {
+		return errors.New("the guest does not run")
+	}
+	if m.runner.name() != "uml" {
+		return fmt.Errorf("no way to wake a guest of %s", m.runner.name())
+	}
+	return unix.Kill(m.proc.cmd.Process.Pid, unix.SIGUSR1)
+}
+
 // Suite is the guest's suite.
 func (m *Machine) Suite() Suite { return m.o.Suite }
 

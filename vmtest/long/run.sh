@@ -40,6 +40,7 @@ long vmtest/stories TestModules
 long vmtest/stories TestSameScript
 long vmtest/stories TestCaptures
 long vmtest/stories TestChaos
+for story in TestSSH TestDoors TestPrograms TestLock TestLinger TestDevices; do long vmtest/stories $story; done
 long pamhome/shim/shimtest TestTrueLimits
 
 while read -r package target; do

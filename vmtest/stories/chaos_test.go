@@ -21,7 +21,7 @@ func TestChaos(t *testing.T) {
 	p.MustSh(`mkdir -p /etc/systemd/system/homed.service.d && printf '[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=100ms\n' >/etc/systemd/system/homed.service.d/chaos.conf && systemctl daemon-reload`)
 	p.enable()
 	args := []string{"chaos", "-duration=20s"}
-	if os.Getenv("HEARTH_TEST_LONG") == "1" {
+	if long() {
 		args = []string{"chaos", "-duration=5m"}
 	}
 	if seed := os.Getenv("HEARTH_CHAOS_SEED"); seed != "" {

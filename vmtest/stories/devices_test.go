@@ -255,9 +255,29 @@ func (p *product) deviceSizes() {
 	fills(98)
 	p.MustSh("sha256sum -c /srv/finn.sum && " + atMost + "homectl deactivate finn")
 	p.closed("finn")
+	if long() {
+		p.resizeCut(d)
+	}
 
 	p.pull(d)
 	p.becomes("finn", "absent")
+}
+
+// resizeCut kills the worker while it shrinks finn's home, and hands what became
+// of that to the real daemon.
+func (p *product) resizeCut(d string) {
+	p.t.Helper()
+	p.MustSh(fmt.Sprintf("(PASSWORD='%s' homectl resize finn 60M >/dev/null 2>&1 &) ; timeout 30 sh -c 'until head -c 16384 %sp1 | grep -aq hearth-shrinking; do :; done'; systemctl kill -s KILL homed.service; sleep 1; systemctl restart homed.service", password, d))
+	p.becomes("finn", "inactive")
+	p.ok("activate finn")
+	p.MustSh("sha256sum -c /srv/finn.sum && ! head -c 16384 " + d + "p1 | grep -aq hearth-shrinking && " + atMost + "homectl deactivate finn && sfdisk --verify " + d)
+	p.closed("finn")
+	p.MustSh("systemctl stop homed.service && systemctl disable homed.service && systemctl daemon-reload && systemctl start systemd-homed.service")
+	p.real("activate finn")
+	p.MustSh("sha256sum -c /srv/finn.sum")
+	p.real("deactivate finn")
+	p.MustSh("systemctl stop systemd-homed.service && systemctl enable --now homed.service")
+	p.ownsBus("/usr/local/lib/hearth/homed")
 }
 
 // adoption takes homes from elsewhere.

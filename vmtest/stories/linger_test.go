@@ -116,8 +116,25 @@ func (p *product) linger(t *testing.T) {
 		logout(l)
 	})
 
-	if p.SystemdVersion() >= 258 { // who forwards the question is in TestUnits
-		return
+	if p.SystemdVersion() >= 258 {
+		t.Run("answered on Plymouth", func(t *testing.T) {
+			needLong(t)
+			p := &product{p.With(t), t}
+			p.MustSh("tar -xf /usr/lib/hearth-guest/plymouth.tar -C / && systemctl daemon-reload; rm /etc/systemd/homed.conf.d/linger.conf")
+			c := reboot(p)
+			for range 2 {
+				c.Expect(`(ann|bea):: ?`, 90*time.Second) // Plymouth adds a colon
+				c.Send(password + "\n")
+			}
+			rootLogsIn(c)
+			p.marks("ann", "4")
+			p.marks("bea", "3")
+			if out := p.MustSh(`systemctl is-system-running --wait || systemctl --failed --no-legend
+				journalctl -b -o cat -u systemd-ask-password-plymouth.service | head -1; systemctl is-active homed-linger.service`); !strings.HasPrefix(out, "running\nStarted") || !strings.HasSuffix(out, "\nactive") {
+				t.Errorf("after the boot: %s", out)
+			}
+		})
+		return // who forwards the question is in TestUnits
 	}
 	t.Run("switched off", func(t *testing.T) {
 		p := &product{p.With(t), t}

@@ -51,6 +51,52 @@ func TestLock(t *testing.T) {
 		p.becomes("ann", "inactive")
 		p.MustSh(atMost + "homectl deactivate bea")
 	})
+	t.Run("the machine sleeps", func(t *testing.T) {
+		needLong(t)
+		p := &product{p.With(t), t}
+		if p.Runner() != "uml" {
+			t.Skipf("no way to wake a guest of %s", p.Runner())
+		}
+		p.quickStop()
+		p.create("zoe")
+		p.create("yan")
+		p.ok("activate yan")
+		p.MustSh("sed -i 's/pam_home.so/& suspend=yes/' /etc/pam.d/common-*")
+		l := p.login("zoe", password)
+		if got := says(l, "echo dear zoe >letter; echo $SYSTEMD_HOME_SUSPEND"); got != "1\n" {
+			t.Errorf("her session has SYSTEMD_HOME_SUSPEND=%s", got)
+		}
+		// systemd-sleep tells the service, as does the script for others, then
+		// it has the kernel sleep.
+		p.Put("/usr/lib/systemd/system-sleep/homes", []byte(inDocs(t, "sh sleep")), 0o755)
+		p.MustSh("systemd-run --quiet --no-block --unit=lid systemctl suspend")
+		p.sleepsAndWakes()
+		if got := p.state("zoe") + " " + p.state("yan"); got != "locked active" {
+			t.Errorf("after the sleep zoe and yan are %s", got)
+		}
+		if k := p.key("zoe"); !regexp.MustCompile(`^0{64}$`).MatchString(k) {
+			t.Errorf("her key is %q", k)
+		}
+		if out := p.Sh("journalctl -b -o cat -t systemd-sleep -t '(sd-exec-strv)'").Stdout; strings.Contains(out, "failed") {
+			t.Errorf("systemd-sleep says:\n%s", out)
+		}
+		l.Send("cat letter\n")
+		if s, err := l.Terminal.Expect("dear zoe", 3*time.Second); err == nil {
+			t.Errorf("her session goes on without a password: %s", s)
+		}
+		// Her screen is unlocked from outside, on the stack of the lock screen.
+		p.MustSh("printf 'auth include common-auth\naccount include common-account\n' >/etc/pam.d/greeter")
+		g := p.Terminal("pamtester", "greeter", "zoe", "authenticate", "acct_mgmt")
+		g.Expect(`Password: ?$`, 40*time.Second)
+		g.Send(password + "\n")
+		if code := g.Wait(); code != 0 {
+			t.Errorf("the lock screen: %s", g.Transcript())
+		}
+		l.Expect("dear zoe", 40*time.Second)
+		logout(l)
+		p.becomes("zoe", "inactive")
+		p.MustSh("sed -i 's/ suspend=yes//' /etc/pam.d/common-*; " + atMost + "homectl deactivate yan")
+	})
 	t.Run("hand over", func(t *testing.T) {
 		p := &product{p.With(t), t}
 		real := func(args string) {
@@ -77,6 +123,35 @@ func TestLock(t *testing.T) {
 		p.MustSh("test -s /home/ann/letter && systemctl stop ticker-ann.service && " + atMost + "homectl deactivate ann")
 		p.closed("ann")
 	})
+}
+
+// sleepsAndWakes waits until the guest sleeps, and wakes it.
+func (p *product) sleepsAndWakes() {
+	p.t.Helper()
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	defer func() { close(stop); <-done }()
+	go func() {
+		defer close(done)
+		// Nobody sees from inside when it sleeps. Woken too early, it falls
+		// asleep, or goes on as it was.
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(5 * time.Second):
+			}
+			if asleep, err := p.Asleep(2 * time.Second); err != nil {
+				p.t.Error(err)
+				return
+			} else if asleep {
+				if err := p.Wake(); err != nil {
+					p.t.Error(err)
+				}
+			}
+		}
+	}()
+	p.MustSh("for i in $(seq 200); do journalctl -b -o cat -t systemd-sleep | grep -q 'System returned from sleep' && exit; sleep 0.5; done; journalctl -b -t systemd-sleep -t kernel | tail -20; exit 1")
 }
 
 // ok runs homectl with the right password.
@@ -126,7 +201,7 @@ func (p *product) closed(user string) {
 func (p *product) lockStory(user string) {
 	p.t.Helper()
 	t := p.t
-	p.says("lock "+user, "Failed to lock home: Home "+user+" not active.")
+	p.says("lock "+user, "Failed to lock home: Home "+user+" is not active.")
 	p.ok("activate " + user)
 	p.says("unlock "+user, "Operation on home "+user+" failed: Home "+user+" is not locked.")
 	// Large and without pattern: btrfs keeps what is small, or becomes small,

@@ -1,6 +1,7 @@
 package stories
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,6 +21,8 @@ type transaction struct {
 	args          string // its options
 	user          string
 	calls         string
+	service       string // "svc", or "options", where the module has some
+	under         string // a program that runs the host
 	before, after string // scripts around it
 	sample        bool   // in every run, and with each module on the other's daemon
 }
@@ -64,6 +67,23 @@ var transactions = []transaction{
 	{name: "no new password", args: "-a ''", user: "pam", calls: "chau"},
 	{name: "no old password", args: "-a NEW -a NEW -a ''", user: "pam", calls: "chau"},
 	{name: "change refused", args: "-r", user: "pam", calls: "chau"},
+	{name: "same password", args: "-a PW -a PW -a PW", user: "pam", calls: "chau"},
+	{name: "weak password", args: "-a abc -a abc -a PW", user: "pol", calls: "chau"},
+	{name: "demanded, changed, checked", args: "-a PW -a NEW -a NEW -a PW -i tty=tty1", user: "ina", calls: "auth acct chau acct",
+		before: "PASSWORD='" + password + "' " + atMost + "homectl update ina --password-change-now=yes </dev/null >/dev/null",
+		after:  "PASSWORD='" + fresh + "' NEWPASSWORD='" + password + "' " + atMost + "homectl passwd ina </dev/null >/dev/null"},
+	{name: "recovery key instead", args: `-a bad -a "$(cat /root/kim.key)"`, user: "kim", calls: "auth"},
+	{name: "session without terminal", args: "-r", user: "ann", calls: "open env close"},
+	{name: "session in X", args: "-r -i tty=:0", user: "ann", calls: "open env close"},
+	{name: "session of cron", args: "-r -i tty=cron", user: "ann", calls: "open env close"},
+	{name: "session with a display", args: "-r -i tty=pts/3 -i xdisplay=:0", user: "ann", calls: "open env close"},
+	{name: "session without a home", args: "-r -i tty=pts/3", user: "ann", calls: "open env close"},
+	{name: "second session", args: "-r", user: "ann", calls: "acct open env close", before: "PASSWORD='" + password + "' " + atMost + "homectl activate ann </dev/null >/dev/null"},
+	{name: "options", args: "-a PW", user: "ann", calls: "auth acct open env close", service: "options"},
+	{name: "environment before options", args: "-a PW -e SYSTEMD_HOME_SUSPEND=0", user: "ann", calls: "auth acct open env close", service: "options"},
+	{name: "locked and change demanded", args: "-r -i tty=ssh", user: "pia", calls: "acct"},
+	{name: "minimum age alone", args: "-r -i tty=ssh", user: "gil", calls: "acct"},
+	{name: "no bus", args: "-a PW", user: "ann", calls: "auth acct open close chau", under: `unshare -m sh -c 'mount -t tmpfs none /run/dbus && exec "$@"' sh`},
 	{name: "absent", args: "-a PW -i tty=tty1", user: "ann", calls: "auth acct open", before: "mv /home/ann.home /home/.away", after: "mv /home/.away /home/ann.home; sleep 1", sample: true},
 }
 
@@ -72,6 +92,14 @@ var transactions = []transaction{
 func (p *product) accounts() {
 	p.t.Helper()
 	p.keyed("ann", "--alias=annie --rate-limit-burst=1000")
+	if long() {
+		for name, options := range map[string]string{
+			"pia": "--locked=yes --password-change-now=yes", "gil": "--password-change-min=1y", "ina": "", "kim": "--recovery-key=yes --recovery-key-file=/root/kim.key",
+		} {
+			p.MustSh(fmt.Sprintf("NEWPASSWORD='%s' %s homectl create %s --storage=directory --enforce-password-policy=no %s", password, atMost, name, options))
+		}
+		p.MustSh(fmt.Sprintf("NEWPASSWORD='%s' %s homectl create pol --storage=directory", password, atMost))
+	}
 	for name, options := range map[string]string{
 		"lea": "--locked=yes", "eva": "--not-before=2099-01-01", "ida": "--not-after=2001-01-01", "una": "--password-change-now=yes", "pam": "",
 		"oda": "--password-change-max=1us", "ute": "--password-change-max=1us --password-change-min=1y",
@@ -86,7 +114,7 @@ func (p *product) play(module string, all bool) transcript {
 	p.t.Helper()
 	script := "set -u; rm -rf /tmp/pam.d; mkdir /tmp/pam.d\n"
 	for _, kind := range []string{"auth", "account", "session", "password"} {
-		script += fmt.Sprintf("echo '%s required %s' >>/tmp/pam.d/svc\n", kind, module)
+		script += fmt.Sprintf("echo '%[1]s required %[2]s' >>/tmp/pam.d/svc; echo '%[1]s required %[2]s suspend=yes nonsense=1 debug=perhaps' >>/tmp/pam.d/options\n", kind, module)
 	}
 	for _, x := range transactions {
 		if !all && !x.sample {
@@ -94,7 +122,7 @@ func (p *product) play(module string, all bool) transcript {
 		}
 		args := strings.NewReplacer("PW", password, "NEW", fresh).Replace(x.args)
 		// A home that was just authenticated for stays open for a while.
-		script += fmt.Sprintf("busctl -q call org.freedesktop.home1 /org/freedesktop/home1 org.freedesktop.home1.Manager DeactivateHome s ann 2>/dev/null\necho '### %s'\n%s\ntimeout 60 /tmp/host %s /tmp/pam.d svc %s %s || echo \"ended with $?\"\n%s\n", x.name, x.before, args, x.user, x.calls, x.after)
+		script += fmt.Sprintf("busctl -q call org.freedesktop.home1 /org/freedesktop/home1 org.freedesktop.home1.Manager DeactivateHome s ann 2>/dev/null\necho '### %s'\n%s\ntimeout 60 %s /tmp/host %s /tmp/pam.d %s %s %s || echo \"ended with $?\"\n%s\n", x.name, x.before, x.under, args, cmp.Or(x.service, "svc"), x.user, x.calls, x.after)
 	}
 	r := p.Do(vmtest.Command{Argv: []string{"bash", "-c", script}, Limit: 4 * time.Minute})
 	if r.Code != 0 || r.Stderr != "" {
@@ -125,7 +153,7 @@ func TestModules(t *testing.T) {
 	p.MustSh("ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
 	p.accounts()
 	const theirModule, ourModule = "pam_systemd_home.so", "pam_home.so"
-	all := os.Getenv("HEARTH_TEST_LONG") == "1"
+	all := long()
 	ours := p.play(ourModule, all)
 	crossed := map[string]transcript{" (their module, our daemon)": p.play(theirModule, false)}
 	p.MustSh("systemctl stop homed.service && systemctl disable homed.service && systemctl daemon-reload && systemctl start systemd-homed.service")

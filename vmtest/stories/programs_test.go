@@ -4,7 +4,23 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"hearth/vmtest"
 )
+
+// TestPrograms: what lets people in beside login, su, sudo and sshd, with
+// systemd 257. TestDoors has it with 262.
+func TestPrograms(t *testing.T) {
+	t.Parallel()
+	needLong(t)
+	p := install(t, vmtest.Options{Suite: vmtest.Trixie})
+	p.enable()
+	p.quickStop()
+	p.create("ann")
+	p.MustSh("useradd --create-home --shell /bin/bash bob")
+	p.cron()
+	p.programs()
+}
 
 // cron starts the jobs that programs looks for: it wakes once a minute, so
 // others go meanwhile. The home of bea is open, that of eve closed.
@@ -22,9 +38,51 @@ END
 		done; systemctl start cron.service`)
 }
 
-// programs are what lets people in beside login, su, sudo and sshd.
 func (p *product) programs() {
 	t := p.t.(*testing.T)
+
+	t.Run("polkit", func(t *testing.T) {
+		needLong(t)
+		p := &product{p.With(t), t}
+		p.MustSh(`mkdir -p /etc/polkit-1/rules.d; echo 'polkit.addAdminRule(function(action, subject) { return ["unix-user:ann"]; });' >/etc/polkit-1/rules.d/10-ann.rules; chmod -R a+rX /etc/polkit-1; systemctl restart polkit.service`)
+		// Her home is closed, and nobody but her may allow it.
+		l := p.Terminal("setpriv", "--reuid=bob", "--regid=bob", "--clear-groups", "env", "PASSWORD="+password, "homectl", "authenticate", "bea")
+		l.Expect(`Authenticating as: ann[\s\S]*Password: ?$`, 40*time.Second)
+		insist(t, l, "wrong", `Sorry, try again: ?$`)
+		insist(t, l, password, `AUTHENTICATION COMPLETE`)
+		if code := l.Wait(); code != 0 {
+			t.Errorf("homectl ended with %d: %s", code, l.Transcript())
+		}
+		if out := p.MustSh("journalctl -b -o cat -t polkit-agent-helper-1"); !strings.Contains(out, "pam_home(polkit-1:auth): Home for user ann successfully acquired.") {
+			t.Errorf("polkit's helper says:\n%s", out)
+		}
+		p.becomes("ann", "inactive")
+	})
+
+	t.Run("a display manager", func(t *testing.T) {
+		needLong(t)
+		p := &product{p.With(t), t}
+		p.Put("/root/greetd.toml", []byte("[terminal]\nvt = \"none\"\n[default_session]\ncommand = \"env SHELL=/bin/sh script -qefc \\\"/usr/sbin/agreety --cmd '/bin/bash -i'\\\" /dev/null\"\nuser = \"_greetd\"\n"), 0o644)
+		l := p.Terminal("greetd", "--config", "/root/greetd.toml")
+		l.Expect(`login: ?$`, 40*time.Second)
+		insist(t, l, "ann", `Password: ?$`)
+		insist(t, l, "wrong", `Sorry, try again: ?$`)
+		insist(t, l, password, `ann@.*\$ ?$`)
+		if got, want := says(l, "echo $HOME $SHELL; pwd"), "/home/ann /bin/bash\n/home/ann\n"; got != want {
+			t.Errorf("her session has\n%s", got)
+		}
+		if s := p.state("ann"); s != "active" {
+			t.Errorf("ann is %s", s)
+		}
+		if c := p.classes("ann"); c != "manager user" {
+			t.Errorf("her sessions are %q\n%s", c, p.Sh("loginctl; journalctl -b -n 60").Stdout)
+		}
+		l.Send("exit\n")
+		l.Expect(`login: ?$`, 40*time.Second) // the greeter is back
+		l.Close()
+		p.MustSh("pkill -x greetd || :")
+		p.becomes("ann", "inactive")
+	})
 
 	t.Run("cron", func(t *testing.T) {
 		p := &product{p.With(t), t}
@@ -47,4 +105,19 @@ func (p *product) programs() {
 			t.Errorf("eve is %s", s)
 		}
 	})
+}
+
+// insist types a line until what is to come of it shows. These programs throw
+// away what was typed before they read.
+func insist(t testing.TB, l *vmtest.Typist, line, then string) {
+	t.Helper()
+	for try := 0; ; try++ {
+		time.Sleep(500 * time.Millisecond)
+		l.Send(line + "\n")
+		if _, err := l.Terminal.Expect(then, 20*time.Second); err == nil {
+			return
+		} else if try == 3 {
+			t.Fatal(err)
+		}
+	}
 }

@@ -209,7 +209,7 @@ var normal = func() (out []struct {
 func TestSameScript(t *testing.T) {
 	t.Parallel()
 	vmtest.Need(t)
-	all := os.Getenv("HEARTH_TEST_LONG") == "1"
+	all := long()
 	only := os.Getenv("HEARTH_TEST_STEPS")
 	if !all && only == "" {
 		t.Skip("set HEARTH_TEST_LONG=1, or HEARTH_TEST_STEPS to a regular expression for the steps that are wanted")

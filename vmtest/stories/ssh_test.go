@@ -96,19 +96,26 @@ func TestSSH(t *testing.T) {
 		}
 		// What a login takes anyway, on a machine as busy as it is.
 		_, usual := timed("ssh root@localhost true")
-		for _, c := range []struct{ cmd, says string }{
+		type refused struct{ cmd, says string }
+		commands := []refused{
 			{"ssh ann@localhost true", noTerminal},
 			{"ssh ann@localhost git-upload-pack x", noTerminal},
 			{"scp -O /etc/motd ann@localhost:x", noTerminal + "\nlost connection"},
 			// sshd shows nobody what a subsystem says.
 			{"scp /etc/motd ann@localhost:x", "scp: Connection closed"},
 			{"echo put /etc/motd | sftp -b - ann@localhost", "Connection closed"},
-		} {
+		}
+		if long() {
+			// These two add lines of their own behind it.
+			commands = append(commands, refused{"git clone -q ann@localhost:repo /tmp/clone0", noTerminal}, refused{"rsync -a /etc/motd ann@localhost:", noTerminal})
+		}
+		for _, c := range commands {
 			r, ms := timed(c.cmd)
 			if ms > usual+3000 {
 				t.Errorf("%s took %d ms, a login of root %d ms", c.cmd, ms, usual)
 			}
-			if strings.TrimSpace(strings.ReplaceAll(r.Stderr, "\r", "")) != c.says {
+			said := strings.TrimSpace(strings.ReplaceAll(r.Stderr, "\r", ""))
+			if first, _, _ := strings.Cut(said, "\n"); said != c.says && (first != c.says || !strings.HasPrefix(c.cmd, "git ") && !strings.HasPrefix(c.cmd, "rsync ")) {
 				t.Errorf("%s says:\n%s", c.cmd, r.Stderr)
 			}
 		}
@@ -118,6 +125,20 @@ func TestSSH(t *testing.T) {
 		if out := p.Sh("journalctl -b -u homed | grep activating").Stdout; out != "" {
 			t.Errorf("a worker was started although nobody could be asked:\n%s", out)
 		}
+	})
+
+	t.Run("the sftp server inside of sshd", func(t *testing.T) {
+		needLong(t)
+		p := &product{p.With(t), t}
+		// It starts no shell, so nobody says why the home is not there.
+		config := "/etc/ssh/sshd_config.d/internal.conf"
+		p.MustSh("printf 'Match User ann\n  ForceCommand internal-sftp\n' >" + config + " && systemctl reload ssh.service")
+		r := p.Sh("printf 'pwd\nput /etc/motd x\n' | " + atMost + "sftp -b - ann@localhost")
+		if !strings.Contains(r.Stdout, "Remote working directory: /\n") || r.Code == 0 || !strings.Contains(r.Stderr, "Permission denied") {
+			t.Errorf("over a closed home: %v", r)
+		}
+		p.MustSh("rm " + config + " && systemctl reload ssh.service && test ! -e /x")
+		p.becomes("ann", "inactive")
 	})
 
 	t.Run("with a key, and the password in the shell", func(t *testing.T) {
@@ -157,6 +178,11 @@ func TestSSH(t *testing.T) {
 		p.MustSh(`cd /tmp && for n in 1 2 3; do head -c 50000 /dev/urandom >up$n; done
 			` + atMost + `scp -q up1 ann@localhost: && ` + atMost + `scp -q -O up2 ann@localhost: && echo put up3 | ` + atMost + `sftp -q -b - ann@localhost >/dev/null
 			for n in 1 2 3; do cmp up$n /home/ann/up$n; test "$(stat -c %U /home/ann/up$n)" = ann; done`)
+		if long() {
+			p.MustSh(`cd /tmp && mkdir tree && cp up? tree && ` + atMost + `rsync -a tree ann@localhost: && ` + atMost + `rsync -a ann@localhost:tree/ back && diff -r tree back && test "$(stat -c %U /home/ann/tree/up1)" = ann
+			` + atMost + `ssh ann@localhost git init -q --bare repo && cd tree && git init -q -b main && git add . && git -c user.name=a -c user.email=a@x.test commit -q -m one
+			` + atMost + `git push -q ann@localhost:repo main && ` + atMost + `git clone -q -b main ann@localhost:repo /tmp/clone && diff -r -x .git /tmp/tree /tmp/clone && test "$(stat -c %U /home/ann/repo/refs/heads/main)" = ann`)
+		}
 		logout(l)
 		p.becomes("ann", "inactive")
 		if c := p.classes("ann"); c != "" {

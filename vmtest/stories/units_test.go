@@ -189,17 +189,8 @@ func (p *product) units() {
 
 	p.t.(*testing.T).Run("stacks by hand", func(t *testing.T) {
 		p := &product{p.With(t), t}
-		text, err := os.ReadFile(filepath.Join(tree, "docs/pam.md"))
-		if err != nil {
-			t.Fatal(err)
-		}
 		for name, prompts := range map[string]int{"recommended": 1, "manual": 2} {
-			_, rest, _ := strings.Cut(string(text), "```pam "+name+"\n")
-			stack, _, ok := strings.Cut(rest, "```")
-			if !ok {
-				t.Fatalf("docs/pam.md has no stack %q", name)
-			}
-			p.Put("/etc/pam.d/"+name, []byte(stack), 0o644)
+			p.Put("/etc/pam.d/"+name, []byte(inDocs(t, "pam "+name)), 0o644)
 			r := p.Sh("yes '" + password + "' | timeout 100 pamtester " + name + " ann authenticate acct_mgmt open_session close_session 2>&1")
 			if r.Code != 0 || strings.Count(r.Stdout, "Password: ") != prompts {
 				t.Errorf("%s: %s", name, r)
@@ -222,4 +213,19 @@ func (p *product) units() {
 		logout(l)
 		p.becomes("ann", "inactive")
 	})
+}
+
+// inDocs returns what docs/pam.md shows under a name.
+func inDocs(t testing.TB, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(tree, "docs/pam.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "```"+name+"\n")
+	shown, _, ok := strings.Cut(rest, "```")
+	if !ok {
+		t.Fatalf("docs/pam.md does not show %q", name)
+	}
+	return shown
 }
