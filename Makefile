@@ -61,7 +61,7 @@ test-long: deps build images ## What takes longer than CI has (hours): every pow
 	@vmtest/long/run.sh
 
 mutate: ## Break records and those who act by them in many small ways, count how many the tests notice (minutes)
-	CGO_ENABLED=0 $(GO) test -count=1 -v -timeout 60m ./records/mutate -args -mutate
+	CGO_ENABLED=0 $(GO) test -count=1 -v -timeout 3h ./records/mutate -args -mutate
 
 fuzz: ## Fuzz every target for FUZZTIME (30s)
 	@grep -roE '^func Fuzz[A-Za-z0-9_]+' --include=*_test.go . | sed 's|/[^/]*:func | |' | while read -r package target; do \

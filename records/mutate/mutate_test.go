@@ -26,31 +26,43 @@ var only = flag.String("only", "", "with -mutate: only the mutants whose descrip
 // top is the top of the tree.
 const top = "../.."
 
+// A fate is what became of the tests that ran on a mutant.
+type fate int
+
+const (
+	survived fate = iota // They pass.
+	killed               // They fail.
+	stopped              // They ran out of time, which a busy machine does too.
+)
+
 // tally counts what became of the mutants.
 type tally struct {
-	t             *testing.T
-	lock          sync.Mutex
-	group         sync.WaitGroup
-	slots         chan struct{}
-	killed, total int
+	t                      *testing.T
+	lock                   sync.Mutex
+	group                  sync.WaitGroup
+	slots                  chan struct{}
+	killed, stopped, total int
 }
 
-// try runs f, which says whether a mutant survived, in its turn.
-func (c *tally) try(what string, f func() (bool, error)) {
+// try runs f in its turn.
+func (c *tally) try(what string, f func() (fate, error)) {
 	c.total++
 	c.group.Go(func() {
 		c.slots <- struct{}{}
 		defer func() { <-c.slots }()
-		survived, err := f()
+		end, err := f()
 		c.lock.Lock()
 		defer c.lock.Unlock()
 		switch {
 		case err != nil:
 			fmt.Println("broken  ", what, err)
 			c.t.Errorf("broken   %s: %v", what, err)
-		case survived:
+		case end == survived:
 			fmt.Println("SURVIVED", what)
 			c.t.Errorf("SURVIVED %s", what)
+		case end == stopped:
+			c.stopped++
+			fmt.Println("stopped ", what)
 		default:
 			c.killed++
 			c.t.Logf("killed   %s", what)
@@ -95,12 +107,12 @@ func TestMutants(t *testing.T) {
 		if err := build(r.path, binary, overlayOf(t, r, boards[i], work)); err != nil {
 			t.Fatalf("%s with its switches: %v", r.path, err)
 		}
-		if survived, err := run(r.path, binary, 0); err != nil || !survived {
+		if end, err := run(r.path, binary, 0); err != nil || end != survived {
 			t.Fatalf("the tests of %s fail without any mutant (%v)", r.path, err)
 		}
 		for _, b := range boards[i].list {
 			if wanted(b) {
-				count.try(fmt.Sprintf("%s (line %d)", b.what, b.line), func() (bool, error) { return run(r.path, binary, b.number) })
+				count.try(fmt.Sprintf("%s (line %d)", b.what, b.line), func() (fate, error) { return run(r.path, binary, b.number) })
 			}
 		}
 	}
@@ -108,10 +120,10 @@ func TestMutants(t *testing.T) {
 		if !regexp.MustCompile(*only).MatchString(m.String()) {
 			continue
 		}
-		count.try(m.String(), func() (bool, error) { return m.try(work, fmt.Sprint("mutant", i)) })
+		count.try(m.String(), func() (fate, error) { return m.try(work, fmt.Sprint("mutant", i)) })
 	}
 	count.group.Wait()
-	fmt.Printf("%d/%d\n", count.killed, count.total)
+	fmt.Printf("%d/%d killed, and %d stopped by time\n", count.killed, count.total, count.stopped)
 }
 
 func (m mutant) String() string { return fmt.Sprintf("%s: %q -> %q", m.file, m.old, m.new) }
@@ -130,18 +142,18 @@ func (m mutant) apply() ([]byte, error) {
 
 // try builds and runs the tests with one mutant. One that does not compile or
 // no longer applies is an error: it proves nothing.
-func (m mutant) try(work, id string) (survived bool, err error) {
+func (m mutant) try(work, id string) (fate, error) {
 	text, err := m.apply()
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	broken := filepath.Join(work, id+".go")
 	if err := os.WriteFile(broken, text, 0o600); err != nil {
-		return false, err
+		return 0, err
 	}
 	binary, room := filepath.Join(work, id+".test"), filepath.Dir(m.file)
 	if err := build(room, binary, map[string]string{filepath.Join(top, m.file): broken}); err != nil {
-		return false, err
+		return 0, err
 	}
 	defer os.Remove(binary)
 	return run(room, binary, 0)
@@ -200,19 +212,23 @@ func build(room, binary string, replace map[string]string) error {
 
 // run runs the tests of a room with a switch thrown, 0 for none. Those that
 // need root are left out: they are few, slow, and may hang on a mutant.
-func run(room, binary string, thrown int) (survived bool, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+func run(room, binary string, thrown int) (fate, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	// Most mutants fall without the tests that hash passwords, which is slow.
 	for _, which := range []string{"-test.skip=" + slow, "-test.run=" + slow} {
-		test := exec.CommandContext(ctx, binary, "-test.failfast", "-test.timeout=2m", which)
+		test := exec.CommandContext(ctx, binary, "-test.failfast", "-test.timeout=4m", which)
 		test.Dir = filepath.Join(top, room)
 		test.Env = append(os.Environ(), fmt.Sprint("MUTANT=", thrown), "HEARTH_TEST_ROOT=0")
-		if err := test.Run(); err != nil {
-			return false, ctx.Err()
+		said, err := test.CombinedOutput()
+		switch {
+		case ctx.Err() != nil || bytes.Contains(said, []byte("panic: test timed out")):
+			return stopped, nil
+		case err != nil:
+			return killed, nil
 		}
 	}
-	return true, nil
+	return survived, nil
 }
 
 const slow = "Password|Authenticate|Passphrases|CheckHash|Hashed|Crypt"
