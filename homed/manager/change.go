@@ -104,7 +104,7 @@ func (m *Manager) launchUpdate(e *entry, s home.Start, c *call) error {
 	m.adopt(e, next)
 	if err := m.save(e); err != nil {
 		m.adopt(e, old)
-		return fault.New(fault.IOError, "update home", err)
+		return notSaved("update home", err)
 	}
 	m.step(e, home.Done{})
 	return nil
@@ -182,6 +182,7 @@ func (m *Manager) keepEarly(e *entry, s home.Start, k *worker.Keep) {
 	if err == nil {
 		m.adopt(e, r)
 		if err = m.save(e); err != nil {
+			err = notSaved("save record", err)
 			m.adopt(e, old)
 		}
 	}
@@ -206,7 +207,7 @@ func (m *Manager) judgeChange(e *entry, s home.Start, text []byte) home.Done {
 	}
 	// Nobody was authenticated.
 	if err := m.save(e); err != nil {
-		return home.Done{Err: fault.New(fault.IOError, string(s.Work)+" home", err)}
+		return home.Done{Err: notSaved(string(s.Work)+" home", err)}
 	}
 	return home.Done{}
 }

@@ -1,6 +1,12 @@
 package manager
 
-import "hearth/records"
+import (
+	"log/slog"
+	"os"
+
+	"hearth/homed/config"
+	"hearth/records"
+)
 
 // LoadRecord reads the record of that name from the disk. It is for a manager
 // that is not running.
@@ -16,3 +22,14 @@ func (s *Strangers) Admit(v records.View, uid uint32, now uint64) (uint64, bool)
 
 // ReplaceFile puts a file in place as a whole.
 var ReplaceFile = replaceFile
+
+// ReplaceFileFromReserve is ReplaceFile with what was set aside in that
+// directory.
+func ReplaceFileFromReserve(dir string) func(string, []byte, os.FileMode) error {
+	m := &Manager{Options: Options{Layout: config.Layout{RecordDir: dir}}, log: slog.New(slog.DiscardHandler)}
+	m.setAside()
+	return m.replaceFromReserve
+}
+
+// ReserveSize is what is set aside, in bytes.
+const ReserveSize = reserveSize

@@ -45,6 +45,7 @@ type Manager struct {
 	changed     []*entry // to be announced, in order
 	workers     int
 	balance     balance
+	reserved    int64 // bytes that are set aside for a record
 	stopping    bool
 }
 
@@ -105,6 +106,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	if err := m.loadRecords(); err != nil {
 		return err
 	}
+	m.setAside()
 	m.sweepBlobs()
 	m.balanceIn(balanceFirst)
 	m.announce()

@@ -484,7 +484,7 @@ func (m *Manager) judgeInspect(e *entry, s home.Start, a worker.Answer) home.Don
 		m.storeRecord(e, m.afterSuccess(e))
 	}
 	if err := m.save(e); err != nil {
-		return home.Done{Err: fault.New(fault.IOError, "fixate home", err)}
+		return home.Done{Err: notSaved("fixate home", err)}
 	}
 	m.logOf(e).Info("the record found in the home is accepted and kept from now on")
 	return home.Done{Fixated: true}
@@ -594,7 +594,7 @@ func (m *Manager) introduce(ctx context.Context, c *call) (Result, error) {
 		}
 		if err := m.save(e); err != nil {
 			m.drop(e)
-			c.finish(answer{err: fault.For(name, fault.New(fault.IOError, "register home", err))})
+			c.finish(answer{err: fault.For(name, notSaved("register home", err))})
 			return
 		}
 		m.say(e)

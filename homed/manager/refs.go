@@ -2,6 +2,7 @@ package manager
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -14,7 +15,10 @@ import (
 
 // reference is the daemon's read end of the FIFO of one kind. While a write
 // end is open somewhere, someone refers to the home.
-type reference struct{ file *os.File }
+type reference struct {
+	file *os.File
+	pipe bool // it has no name: there was no room for one
+}
 
 var fifoSuffix = [2]string{home.DontSuspend: ".dont-suspend", home.PleaseSuspend: ".please-suspend"}
 
@@ -61,6 +65,27 @@ func (m *Manager) openFIFO(e *entry, k home.RefKind, flag int) (*os.File, error)
 	return os.NewFile(uintptr(fd), path), nil
 }
 
+// openPipe is a FIFO without a name, both ends of it.
+func openPipe() (r, w *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("make pipe: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "reference"), os.NewFile(uintptr(fds[1]), "reference"), nil
+}
+
+// again opens another write end of a pipe.
+func (r *reference) again() (f *os.File, err error) {
+	rc, err := r.file.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	cerr := rc.Control(func(fd uintptr) {
+		f, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_WRONLY|unix.O_NONBLOCK, 0)
+	})
+	return f, errors.Join(cerr, err)
+}
+
 // giveReference opens a write end for someone. The state machine counts the
 // reference already: on error it is told that there is none.
 func (m *Manager) giveReference(e *entry, k home.RefKind, acquired bool) (*os.File, error) {
@@ -68,16 +93,27 @@ func (m *Manager) giveReference(e *entry, k home.RefKind, acquired bool) (*os.Fi
 		// The last holder just left; this one takes its place.
 		m.dropReference(e, k)
 	}
+	var f *os.File
 	var err error
 	if e.refs[k] == nil {
-		var f *os.File
-		if f, err = m.openFIFO(e, k, unix.O_RDONLY); err == nil {
-			e.refs[k] = &reference{f}
+		r := &reference{}
+		if r.file, err = m.openFIFO(e, k, unix.O_RDONLY); noRoom(err) {
+			// No reason to keep anybody out: what is lost is that a daemon started
+			// anew finds who still refers to the home.
+			m.logOf(e).Warn("no room to keep references beyond a restart", "error", err)
+			r.pipe = true
+			r.file, f, err = openPipe()
+		}
+		if err == nil {
+			e.refs[k] = r
 			defer m.watchReference(e, k)
 		}
 	}
-	var f *os.File
-	if err == nil {
+	switch {
+	case err != nil || f != nil:
+	case e.refs[k].pipe:
+		f, err = e.refs[k].again()
+	default:
 		f, err = m.openFIFO(e, k, unix.O_WRONLY)
 	}
 	if err != nil {
@@ -212,7 +248,7 @@ func (m *Manager) recoverReferences(e *entry) {
 			_ = f.Close()
 			continue
 		}
-		e.refs[kind] = &reference{f}
+		e.refs[kind] = &reference{file: f}
 		e.home.Refs[kind] = true
 		m.watchReference(e, kind)
 	}

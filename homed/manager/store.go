@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/homed/home"
-	"hearth/internal/fault"
 	"hearth/records"
 )
 
@@ -126,10 +125,19 @@ func (m *Manager) saveBy(e *entry, write func(string, []byte, os.FileMode) error
 	if err := os.MkdirAll(m.Layout.RecordDir, 0o700); err != nil {
 		return fmt.Errorf("save record: %w", err)
 	}
-	if err := write(m.recordPath(e.name), e.subject.Record().Pretty(), 0o600); err != nil {
+	path, text := m.recordPath(e.name), e.subject.Record().Pretty()
+	err := write(path, text, 0o600)
+	if noRoom(err) && e.saved {
+		// Who is known may go on changing what they have: the disk may be full of
+		// what is not theirs.
+		m.logOf(e).Warn("the disk has no room for the record, taking what was set aside for it", "error", err)
+		err = m.replaceFromReserve(path, text, 0o600)
+	}
+	if err != nil {
 		return fmt.Errorf("save record: %w", err)
 	}
 	e.saved = true
+	m.setAside()
 	return nil
 }
 
@@ -145,13 +153,10 @@ func (m *Manager) roomFor(e *entry) error {
 			err = errors.Join(err, os.Remove(trial))
 		}
 	}
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return fault.New(fault.NoDiskSpace, op, err)
+	if err != nil {
+		return notSaved(op, err)
 	}
-	return fault.New(fault.IOError, op, err)
+	return nil
 }
 
 // replaceFile puts a file in place as a whole, durably: after a crash there is

@@ -15,12 +15,19 @@ import (
 // savesTo has the test program save a record there, followed by the test.
 const savesTo = "HEARTH_TEST_SAVES_TO"
 
+// fullDisk has that program save it as on a full disk.
+const fullDisk = "HEARTH_TEST_FULL_DISK"
+
 const formerRecord, newRecordText = `{"userName":"ann","v":1}`, `{"userName":"ann","v":2}`
 
 func saveAndExit(path string) {
+	save := manager.ReplaceFile
+	if os.Getenv(fullDisk) != "" {
+		save = manager.ReplaceFileFromReserve(filepath.Dir(path))
+	}
 	err := steps.Ask()
 	if err == nil {
-		err = manager.ReplaceFile(path, []byte(newRecordText), 0o600)
+		err = save(path, []byte(newRecordText), 0o600)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -34,6 +41,11 @@ func saveAndExit(path string) {
 // one.
 func TestSaveRecord(t *testing.T) {
 	testenv.Need(t, "steps")
+	t.Run("as usual", func(t *testing.T) { saveRecord(t) })
+	t.Run("on a full disk", func(t *testing.T) { saveRecord(t, fullDisk+"=1") })
+}
+
+func saveRecord(t *testing.T, env ...string) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "ann.identity")
 	save := func(before func(steps.Step) bool) error {
@@ -42,7 +54,7 @@ func TestSaveRecord(t *testing.T) {
 			t.Fatal(err)
 		}
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), savesTo+"="+path)
+		cmd.Env = append(append(os.Environ(), savesTo+"="+path), env...)
 		cmd.Stderr = t.Output()
 		return steps.Run(cmd, before)
 	}
