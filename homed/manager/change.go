@@ -100,12 +100,10 @@ func (m *Manager) launchUpdate(e *entry, s home.Start, c *call) error {
 	if !s.Call.Offline || c.op.Blobs != nil {
 		return m.work(e, s, next, c.secrets)
 	}
-	old := e.subject
-	m.adopt(e, next)
-	if err := m.save(e); err != nil {
-		m.adopt(e, old)
+	if err := m.saveFirst(e, next); err != nil {
 		return notSaved("update home", err)
 	}
+	m.adopt(e, next)
 	m.step(e, home.Done{})
 	return nil
 }
@@ -177,13 +175,12 @@ func (m *Manager) launchRekey(e *entry, s home.Start, c *call, next *records.Rec
 // cannot, the record from before stays the home's: the next attempt to
 // authenticate would else save what the caller is told has failed.
 func (m *Manager) keepEarly(e *entry, s home.Start, k *worker.Keep) {
-	old := e.subject
 	r, err := m.accept(e, k.Record)
 	if err == nil {
-		m.adopt(e, r)
-		if err = m.save(e); err != nil {
+		if err = m.saveFirst(e, r); err != nil {
 			err = notSaved("save record", err)
-			m.adopt(e, old)
+		} else {
+			m.adopt(e, r)
 		}
 	}
 	if err != nil {

@@ -110,8 +110,11 @@ func (m *Manager) forget(e *entry) {
 		path := m.recordPath(e.name)
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			m.logOf(e).Error("cannot delete the record", "error", err)
-		} else if err := syncDir(filepath.Dir(path)); err != nil {
-			m.logOf(e).Warn("cannot sync the record directory", "error", err)
+		} else {
+			m.aside(func() { err = syncDir(filepath.Dir(path)) })
+			if err != nil {
+				m.logOf(e).Warn("cannot sync the record directory", "error", err)
+			}
 		}
 		if err := os.RemoveAll(m.blobDir(e)); err != nil {
 			m.logOf(e).Warn("cannot delete the directory for pictures", "error", err)

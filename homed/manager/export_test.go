@@ -10,7 +10,10 @@ import (
 
 // LoadRecord reads the record of that name from the disk. It is for a manager
 // that is not running.
-func (m *Manager) LoadRecord(name string) error { return m.loadRecord(name) }
+func (m *Manager) LoadRecord(name string) (err error) {
+	m.handle(func() { err = m.loadRecord(name) })
+	return err
+}
 
 // Strangers is the limit on callers whom nobody authorized.
 type Strangers struct{ s strangers }

@@ -23,19 +23,24 @@ const (
 )
 
 // A Manager owns all homes. Its exported methods may be called from any
-// goroutine; all of them wait for the loop that Run is.
+// goroutine; all but the look-ups wait for the loop that Run is.
 type Manager struct {
 	Options
 	log    *slog.Logger
 	events chan func()
+	loaded chan struct{} // closed when all records are there to be looked up
 	ready  chan struct{}
 	ended  chan struct{} // closed when Run returned: nobody answers any more
+
+	// Only the loop changes what follows. It holds mu for as long as it does,
+	// and lets go of it where it waits for a disk: look-ups, for which half the
+	// system waits, go on meanwhile.
+	mu sync.RWMutex
 
 	readyOnce sync.Once
 	rescan    chan struct{}
 	scanned   []chan struct{} // closed when a scan that begins now has ended
 
-	// The rest belongs to the loop.
 	homes map[string]*entry // by user name
 	index
 	calls       map[uint64]*call
@@ -80,6 +85,7 @@ func New(o Options) (*Manager, error) {
 		Options: o,
 		log:     o.Log,
 		events:  make(chan func()),
+		loaded:  make(chan struct{}),
 		ready:   make(chan struct{}),
 		ended:   make(chan struct{}),
 		rescan:  make(chan struct{}, 1),
@@ -103,28 +109,34 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 	m.keys = keys
 	defer m.keys.close()
-	if err := m.loadRecords(); err != nil {
+	m.handle(func() {
+		if err = m.loadRecords(); err != nil {
+			return
+		}
+		m.setAside()
+		m.sweepBlobs()
+		m.balanceIn(balanceFirst)
+	})
+	if err != nil {
 		return err
 	}
-	m.setAside()
-	m.sweepBlobs()
-	m.balanceIn(balanceFirst)
-	m.announce()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	watching.Go(func() { m.watchRoot(ctx) })
+	close(m.loaded)
 	for {
 		select {
 		case f := <-m.events:
-			f()
-			m.announce()
+			m.handle(f)
 		case <-ctx.Done():
 			m.stop()
-			for _, e := range m.homes {
-				m.letGo(e)
-			}
+			m.handle(func() {
+				for _, e := range m.homes {
+					m.letGo(e)
+				}
+			})
 			return nil
 		}
 	}
@@ -132,18 +144,53 @@ func (m *Manager) Run(ctx context.Context) error {
 
 // stop finishes what runs: its records are still saved, its callers answered.
 func (m *Manager) stop() {
-	m.stopping = true
+	m.handle(func() { m.stopping = true })
 	late := time.After(exitWait)
 	for m.workers > 0 {
 		select {
 		case f := <-m.events:
-			f()
-			m.announce()
+			m.handle(f)
 		case <-late:
 			m.log.Warn("leaving workers behind that did not end in time", "workers", m.workers)
 			return
 		}
 	}
+}
+
+// handle has the loop deal with one event.
+func (m *Manager) handle(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f()
+	m.announce()
+}
+
+// aside does, for the loop, what may take long. It must change nothing that
+// look-ups read.
+func (m *Manager) aside(f func()) {
+	m.mu.Unlock()
+	defer m.mu.Lock()
+	f()
+}
+
+// read runs f while the loop changes nothing. It sees what an event leaves, or,
+// where that waits for a disk, what it has done so far.
+func (m *Manager) read(ctx context.Context, f func()) error {
+	select {
+	case <-m.loaded:
+	case <-m.ended:
+	case <-ctx.Done():
+		return fault.New(fault.Timeout, "ask manager", ctx.Err())
+	}
+	select {
+	case <-m.ended:
+		return stopping()
+	default:
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	f()
+	return nil
 }
 
 // Rescan looks for homes as if the daemon had just started.
@@ -250,7 +297,7 @@ func noSuchHome(key Key) error {
 // Lookup returns one home. Fault: NoSuchHome.
 func (m *Manager) Lookup(ctx context.Context, k Key) (Info, error) {
 	var s snapshot
-	err := m.ask(ctx, func() {
+	err := m.read(ctx, func() {
 		if e := m.find(k); e != nil {
 			s = m.snapshot(e)
 		}
@@ -267,7 +314,7 @@ func (m *Manager) Lookup(ctx context.Context, k Key) (Info, error) {
 // List returns all homes, in no order.
 func (m *Manager) List(ctx context.Context) ([]Info, error) {
 	var all []snapshot
-	if err := m.ask(ctx, func() {
+	if err := m.read(ctx, func() {
 		for _, e := range m.homes {
 			all = append(all, e.sketch())
 		}

@@ -301,7 +301,9 @@ func (m *Manager) work(e *entry, s home.Start, subject records.Subject, secrets 
 	log := m.logOf(e).With("HOME_VERB", string(s.Work))
 	// Not the caller's context: a terminal that closes must not leave half a
 	// file system.
-	p, err := worker.Start(context.Background(), m.Layout.Worker, r)
+	var p *worker.Process
+	var err error
+	m.aside(func() { p, err = worker.Start(context.Background(), m.Layout.Worker, r) })
 	if err != nil {
 		return err
 	}

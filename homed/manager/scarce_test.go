@@ -1,9 +1,11 @@
 package manager_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -193,4 +195,74 @@ func TestNoRoomForReferences(t *testing.T) {
 		t.Error("with room the reference has no file")
 	}
 	d.must(home.Deactivate, "ann")
+}
+
+// TestLookUpsDoNotWaitForTheDisk: while a record is on its way to a disk that
+// takes its time, look-ups are answered, with what is on the disk.
+func TestLookUpsDoNotWaitForTheDisk(t *testing.T) {
+	testenv.Need(t, "root", "mkfs.ext4")
+	dir := testenv.Scratch(t)
+	disk := filepath.Join(dir, "records")
+	image := filepath.Join(dir, "records.img")
+	if err := os.Mkdir(disk, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range [][]string{{"truncate", "-s", "16M", image}, {"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, disk}} {
+		if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v\n%s", c, err, out)
+		}
+	}
+	mounted, err := os.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	freeze := func(request uint) {
+		t.Helper()
+		if err := unix.IoctlSetInt(int(mounted.Fd()), request, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const fifreeze, fithaw = 0xc0045877, 0xc0045878 // linux/fs.h
+	d := boot(t, dir)
+	t.Cleanup(func() {
+		_ = unix.IoctlSetInt(int(mounted.Fd()), fithaw, 0)
+		d.stop()
+		if err := errors.Join(mounted.Close(), unix.Unmount(disk, 0)); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := d.create(newRecord(t, "ann", "realName", "Ann")); err != nil {
+		t.Fatal(err)
+	}
+	r, err := newRecord(t, "ann", "realName", "Ann Slow").Edit().Set("lastChangeUSec", uint64(time.Now().UnixMicro())).Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	freeze(fifreeze)
+	updated := make(chan error, 1)
+	go func() { updated <- d.update(r, manager.Offline) }()
+	time.Sleep(100 * time.Millisecond) // it is on its way; if not yet, the look-ups below are no worse a test
+	for range 20 {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		i, err := d.Lookup(ctx, manager.Key{Name: "ann"})
+		if err != nil || i.RealName != "Ann" {
+			t.Errorf("look-up: %q, %v", i.RealName, err)
+		}
+		if list, err := d.List(ctx); err != nil || len(list) != 1 {
+			t.Errorf("list: %v, %v", list, err)
+		}
+		cancel()
+	}
+	select {
+	case err := <-updated:
+		t.Errorf("the update did not wait for the disk: %v", err)
+	default:
+	}
+	freeze(fithaw)
+	if err := <-updated; err != nil {
+		t.Error(err)
+	}
+	if i, err := d.Lookup(t.Context(), manager.Key{Name: "ann"}); err != nil || i.RealName != "Ann Slow" {
+		t.Errorf("afterwards: %q, %v", i.RealName, err)
+	}
 }

@@ -112,32 +112,36 @@ func (m *Manager) remarkOn(e *entry) {
 
 // save writes a home's record to disk. A home without accepted record has
 // none there.
-func (m *Manager) save(e *entry) error { return m.saveBy(e, replaceFile) }
+func (m *Manager) save(e *entry) error { return m.saveBy(e, e.subject, replaceFile) }
+
+// saveFirst writes a record to disk that is to become the home's.
+func (m *Manager) saveFirst(e *entry, s records.Subject) error { return m.saveBy(e, s, replaceFile) }
 
 // saveCounters saves a record that differs in its counters: a power cut may
 // take them back to what they were before.
-func (m *Manager) saveCounters(e *entry) error { return m.saveBy(e, exchangeFile) }
+func (m *Manager) saveCounters(e *entry) error { return m.saveBy(e, e.subject, exchangeFile) }
 
-func (m *Manager) saveBy(e *entry, write func(string, []byte, os.FileMode) error) error {
+func (m *Manager) saveBy(e *entry, s records.Subject, write func(string, []byte, os.FileMode) error) (err error) {
 	if e.home.Stored == home.Unfixated {
 		return nil
 	}
 	if err := os.MkdirAll(m.Layout.RecordDir, 0o700); err != nil {
 		return fmt.Errorf("save record: %w", err)
 	}
-	path, text := m.recordPath(e.name), e.subject.Record().Pretty()
-	err := write(path, text, 0o600)
-	if noRoom(err) && e.saved {
-		// Who is known may go on changing what they have: the disk may be full of
-		// what is not theirs.
-		m.logOf(e).Warn("the disk has no room for the record, taking what was set aside for it", "error", err)
-		err = m.replaceFromReserve(path, text, 0o600)
-	}
+	path, text, known := m.recordPath(e.name), s.Record().Pretty(), e.saved
+	m.aside(func() {
+		if err = write(path, text, 0o600); noRoom(err) && known {
+			// Who is known may go on changing what they have: the disk may be full
+			// of what is not theirs.
+			m.logOf(e).Warn("the disk has no room for the record, taking what was set aside for it", "error", err)
+			err = m.replaceFromReserve(path, text, 0o600)
+		}
+		m.setAside()
+	})
 	if err != nil {
 		return fmt.Errorf("save record: %w", err)
 	}
 	e.saved = true
-	m.setAside()
 	return nil
 }
 
