@@ -19,7 +19,7 @@ func Authenticate(v Verified, s *Secrets, strict bool, c *HashCache) error {
 	if err := v.vouched(); err != nil {
 		return err
 	}
-	return fit(v.record, s, strict, c)
+	return fit(v.Record(), s, strict, c)
 }
 
 // RefusedBy says what a copy of a record objects to in s, by the rules and
@@ -130,7 +130,7 @@ func plaintexts(v Verified, s *Secrets) ([]*secret.Bytes, error) {
 	if err := v.vouched(); err != nil {
 		return nil, err
 	}
-	a, err := newMatcher(v.record, s, nil)
+	a, err := newMatcher(v.Record(), s, nil)
 	if err != nil {
 		return nil, err
 	}

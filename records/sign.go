@@ -65,10 +65,10 @@ func (s *Signer) Sign(r *Record) (Verified, error) {
 		return Verified{}, fault.New(fault.NoPrivateKey, "sign user record", errors.New("signer is closed"))
 	}
 	sig := ed25519.Sign(s.key, r.signedBytes(true))
-	return Verified{r.WithoutSecret().withSection("signature", newArray([]*value{newObject(
+	return Verified{whole(r.WithoutSecret().withSection("signature", newArray([]*value{newObject(
 		member{"data", newText(base64.StdEncoding.EncodeToString(sig))},
 		member{"key", newText(string(s.public))},
-	)})), SignedByUs}, nil
+	)}))), SignedByUs}, nil
 }
 
 // GenerateKey makes a signing key: PKCS#8 and SubjectPublicKeyInfo PEM. The

@@ -17,6 +17,26 @@ type LiveStatus struct {
 	AccessMode                                            *uint32 // LUKS, while active
 }
 
+// Same reports whether both say the same.
+func (s LiveStatus) Same(o LiveStatus) bool {
+	for _, n := range [][2]*uint64{
+		{s.DiskSize, o.DiskSize}, {s.DiskUsage, o.DiskUsage}, {s.DiskFree, o.DiskFree}, {s.DiskCeiling, o.DiskCeiling}, {s.DiskFloor, o.DiskFloor},
+	} {
+		if !alike(n[0], n[1]) {
+			return false
+		}
+	}
+	return s.State == o.State && s.Active == o.Active && s.FallbackShell == o.FallbackShell && s.FileSystemType == o.FileSystemType &&
+		alike(s.SignedLocally, o.SignedLocally) && alike(s.AccessMode, o.AccessMode)
+}
+
+func alike[T comparable](a, b *T) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return *a == *b
+}
+
 const (
 	// Service is who manages the records.
 	Service = "io.systemd.Home"

@@ -24,20 +24,28 @@ type Subject interface {
 
 	bound(machineID string, b Binding) Subject
 	counted(machineID string, c Counters) Subject
+	pack() Subject
 }
 
 // Verified is a record whose signed sections a key vouches for that counts
 // here. Only Keys and Signer make one. The zero value vouches for nothing and
 // nobody.
 type Verified struct {
-	record  *Record
+	held
 	verdict Verdict
 }
 
 // Found is the record of a home of which this machine knows no more than what
 // it found and decided itself: the name, and its own binding. It has neither
 // passwords nor groups.
-type Found struct{ record *Record }
+type Found struct{ held }
+
+// held is the record of a subject: as a document, or as the text of one where it
+// is to be kept for long. The parsed document takes three times the memory.
+type held struct {
+	record *Record
+	text   string
+}
 
 // nobody stands for the record of a zero Verified or Found.
 var nobody = &Record{newObject()}
@@ -57,7 +65,7 @@ func (k *Keys) Vouch(r *Record) (Verified, error) {
 	}
 	switch verdict {
 	case SignedByUs, SignedByUsToo, SignedByOther:
-		return Verified{r.WithoutSecret(), verdict}, nil
+		return Verified{whole(r.WithoutSecret()), verdict}, nil
 	case Unsigned:
 		return Verified{}, &fault.Error{Kind: fault.BadSignature, Op: op, Err: ErrUnsigned,
 			Text: fmt.Sprintf("User record %s is not signed at all, refusing.", r.UserName())}
@@ -76,7 +84,7 @@ func (r *Record) FoundAs(machineID string) Found {
 	if b := r.doc.get("binding").get(machineID); b.is(object) {
 		doc = doc.with("binding", newObject(member{machineID, b}))
 	}
-	return Found{&Record{doc}}
+	return Found{whole(&Record{doc})}
 }
 
 // Subject returns the record as Verified where a key vouches for it, else as
@@ -102,14 +110,42 @@ func Attempt[S Subject](s S, m Machine, now uint64) (after S, next uint64, ok bo
 	return Count(s, m.ID, c), next, ok
 }
 
-func (r *Record) orNobody() *Record {
-	if r == nil {
+// Pack returns the same subject in a form that takes little memory, and in which
+// each look at its record parses it anew.
+func Pack[S Subject](s S) S { return s.pack().(S) }
+
+func whole(r *Record) held { return held{record: r} }
+
+// Record returns the document.
+func (h held) Record() *Record {
+	switch {
+	case h.record != nil:
+		return h.record
+	case h.text == "":
 		return nobody
 	}
-	return r
+	doc, err := parseDocument([]byte(h.text))
+	if err != nil {
+		panic("records: a packed record cannot be read: " + err.Error())
+	}
+	return &Record{doc}
 }
 
-func (v Verified) Record() *Record                    { return v.record.orNobody() }
+// packed leaves a document as it is that could not be read again: this machine
+// may have added to a record that was as large as one may be.
+func (h held) packed() held {
+	if h.record == nil {
+		return h
+	}
+	text := h.record.Compact()
+	if doc, err := parseDocument(text); err != nil || !equal(doc, h.record.doc) {
+		return h
+	}
+	return held{text: string(text)}
+}
+
+func (h held) empty() bool { return h.record == nil && h.text == "" }
+
 func (v Verified) View(m Machine) View                { return v.Record().View(m) }
 func (v Verified) Counters(machineID string) Counters { return v.Record().Counters(machineID) }
 
@@ -121,7 +157,7 @@ func (v Verified) Verdict() Verdict { return v.verdict }
 
 // vouched keeps a zero value from granting anything.
 func (v Verified) vouched() error {
-	if v.record == nil || v.verdict == Unsigned {
+	if v.empty() || v.verdict == Unsigned {
 		return fault.New(fault.BadSignature, "use user record", ErrUnsigned)
 	}
 	return nil
@@ -134,31 +170,33 @@ func (v Verified) SignedLocally() *bool {
 
 // WithBindingOf returns the record with the whole binding section of s.
 func (v Verified) WithBindingOf(s Subject) Verified {
-	return Verified{v.Record().WithBindingOf(s.Record()), v.verdict}
+	return Verified{whole(v.Record().WithBindingOf(s.Record())), v.verdict}
 }
 
 // WithStatusOf returns the record with the whole status section of s.
 func (v Verified) WithStatusOf(s Subject) Verified {
-	return Verified{v.Record().WithStatusOf(s.Record()), v.verdict}
+	return Verified{whole(v.Record().WithStatusOf(s.Record())), v.verdict}
 }
 
 func (v Verified) bound(machineID string, b Binding) Subject {
-	return Verified{v.Record().WithBinding(machineID, b), v.verdict}
+	return Verified{whole(v.Record().WithBinding(machineID, b)), v.verdict}
 }
 
 func (v Verified) counted(machineID string, c Counters) Subject {
-	return Verified{v.Record().WithCounters(machineID, c), v.verdict}
+	return Verified{whole(v.Record().WithCounters(machineID, c)), v.verdict}
 }
 
-func (f Found) Record() *Record                    { return f.record.orNobody() }
 func (f Found) View(m Machine) View                { return f.Record().View(m) }
 func (f Found) Counters(machineID string) Counters { return f.Record().Counters(machineID) }
 func (f Found) SignedLocally() *bool               { return nil }
 
 func (f Found) bound(machineID string, b Binding) Subject {
-	return Found{f.Record().WithBinding(machineID, b)}
+	return Found{whole(f.Record().WithBinding(machineID, b))}
 }
 
 func (f Found) counted(machineID string, c Counters) Subject {
-	return Found{f.Record().WithCounters(machineID, c)}
+	return Found{whole(f.Record().WithCounters(machineID, c))}
 }
+
+func (v Verified) pack() Subject { return Verified{v.packed(), v.verdict} }
+func (f Found) pack() Subject    { return Found{f.packed()} }

@@ -12,7 +12,7 @@ import (
 
 // vouched takes a test's word for a record, where signatures are not what it
 // is about.
-func vouched(r *Record) Verified { return Verified{r, SignedByUs} }
+func vouched(r *Record) Verified { return Verified{whole(r), SignedByUs} }
 
 // TestVouch: which verdicts make a record count, and what is told of the rest.
 func TestVouch(t *testing.T) {
@@ -126,5 +126,46 @@ func TestAttempt(t *testing.T) {
 	var s Subject = v
 	if again, _, ok := Attempt(s, m, math.MaxUint64); !ok || !reflect.DeepEqual(again.View(m).RateLimitBurst, uint64(2)) {
 		t.Error("never again")
+	}
+}
+
+// TestPack: what is kept in little memory is the same subject, whatever it holds,
+// and takes less.
+func TestPack(t *testing.T) {
+	m := machine(t)
+	for _, name := range []string{"dirmin", "foreignu"} {
+		v := vouched(host(t, name))
+		p := Pack(v)
+		if p.record != nil || p.text == "" {
+			t.Fatalf("%s is not packed", name)
+		}
+		if got, want := p.Record().Compact(), v.Record().Compact(); string(got) != string(want) {
+			t.Errorf("%s is\n%s\nwant\n%s", name, got, want)
+		}
+		if !reflect.DeepEqual(p.View(m), v.View(m)) || p.Verdict() != v.Verdict() || p.vouched() != nil || p.Counters(m.ID) != v.Counters(m.ID) {
+			t.Errorf("%s means something else", name)
+		}
+		if c := Count(p, m.ID, Counters{Good: 7}); c.Counters(m.ID).Good != 7 || p.Counters(m.ID) != v.Counters(m.ID) {
+			t.Errorf("%s cannot be counted on", name)
+		}
+		if again := Pack(p); again != p {
+			t.Errorf("%s is packed twice", name)
+		}
+	}
+	if z := Pack(Verified{}); z.vouched() == nil || z.Record().UserName() != "" {
+		t.Error("packing made somebody of nobody")
+	}
+	f := Pack(host(t, "dirmin").FoundAs(m.ID))
+	if f.record != nil || f.Record().UserName() != "dirmin" || f.SignedLocally() != nil {
+		t.Errorf("a packed Found is %s", f.Record().Compact())
+	}
+	// As large as a record may be, and one more by what this machine adds.
+	many := make([]*value, maxValues-10)
+	for i := range many {
+		many[i] = valueNull
+	}
+	large := vouched(&Record{host(t, "dirmin").doc.with("many", newArray(many))})
+	if p := Pack(large); !p.Record().Equal(large.Record()) {
+		t.Error("a large record is lost")
 	}
 }

@@ -131,8 +131,8 @@ var lookups = map[string]func(*server, context.Context, *call) ([]any, error){
 
 // userRecord returns what the caller may see of a home's record.
 func userRecord(c *call, h *manager.Info) (text string, incomplete bool) {
-	masked, incomplete := h.Record.Mask(c.uid == 0 || c.uid == h.UID)
-	return string(masked.Compact()), incomplete
+	record, incomplete := h.Text(c.uid == 0 || c.uid == h.UID)
+	return string(record), incomplete
 }
 
 // verbs maps a method's stem, which both interfaces share, to its operation.
@@ -234,8 +234,8 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 		}
 		// Root is nobody's owner. An owner who dates a change later than now
 		// would keep everybody else from changing the record.
-		if c.uid == target.UID && records.SelfModifiable(target.Record, op.Record, target.Machine) &&
-			!records.Postdated(target.Record, op.Record, uint64(time.Now().UnixMicro())) {
+		if c.uid == target.UID && records.SelfModifiable(target.Subject.Record(), op.Record, target.Machine) &&
+			!records.Postdated(target.Subject.Record(), op.Record, uint64(time.Now().UnixMicro())) {
 			action = home1.ActionUpdateByOwner
 		}
 	}

@@ -79,9 +79,6 @@ type Info struct {
 	UID, GID                       uint32
 	// Subject is what grants by the record: Found while unfixated.
 	Subject records.Subject
-	// Record is augmented with the status of the moment, unmasked (Mask it for
-	// who asks) and without secret.
-	Record *records.Record
 	// Signed says whether the record is signed by this machine's key alone;
 	// nil where that is not known.
 	Signed *bool
@@ -92,6 +89,11 @@ type Info struct {
 	Seat string
 	// Machine is the one that the record is read on.
 	Machine records.Machine
+
+	face          *face
+	state         home.State
+	fallbackShell string
+	texts         *texts
 }
 
 // Operation is one thing asked for.

@@ -112,7 +112,8 @@ func (m *Manager) launchUpdate(e *entry, s home.Start, c *call) error {
 // hash takes its time, and starts the worker with it.
 func (m *Manager) launchPasswd(e *entry, s home.Start, c *call) error {
 	const op = "change password"
-	switch verdict := e.view.PasswordChange(m.now()); {
+	view := m.view(e)
+	switch verdict := view.PasswordChange(m.now()); {
 	case verdict == records.NoPasswordTimestamp:
 		return fault.New(fault.NoLastChange, op, errors.New("the record says how old a password has to be, but not how old it is"))
 	case !verdict.MayChange():

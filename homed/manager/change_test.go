@@ -21,7 +21,7 @@ func (d *daemon) record(name string) *records.Record {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	return i.Record
+	return i.Record()
 }
 
 func (d *daemon) change(name, fresh, old string) error {

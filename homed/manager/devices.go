@@ -79,7 +79,7 @@ func (m *Manager) plugged(ctx context.Context, d udev.Device) {
 		return
 	}
 	_ = m.ask(ctx, func() {
-		if e := m.names[c.name]; e != nil && e.view.ImagePath == c.path {
+		if e := m.names[c.name]; e != nil && e.ImagePath == c.path {
 			e.sysPath, e.seat = c.sysPath, cmp.Or(d.Properties["ID_SEAT"], "seat0")
 			m.say(e)
 		}

@@ -126,7 +126,7 @@ func TestAdopt(t *testing.T) {
 	adopt(elsewhere+"/ann.home", "")
 	adopt(elsewhere+"/dora@example.org.homedir/", "")
 	d.state("dora", "unfixated")
-	if got := d.info("dora").Record.View(d.Machine); got.ImagePath != elsewhere+"/dora@example.org.homedir" || got.Storage != "directory" {
+	if got := d.info("dora").Record().View(d.Machine); got.ImagePath != elsewhere+"/dora@example.org.homedir" || got.Storage != "directory" {
 		t.Errorf("dora is at %s, %s", got.ImagePath, got.Storage)
 	}
 	adopt(elsewhere+"/none.home", fault.FileNotFound)
@@ -138,7 +138,7 @@ func TestAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	adopt(elsewhere+"/ann.homedir", "")
-	if got := d.info("ann").Record.View(d.Machine).Storage; got != "luks" {
+	if got := d.info("ann").Record().View(d.Machine).Storage; got != "luks" {
 		t.Errorf("ann is on %s", got)
 	}
 	d.fails(fault.HomeUnfixated, home.Unregister, "ann")

@@ -107,7 +107,7 @@ func (m *Manager) follow(ctx context.Context, root string, events <-chan noted) 
 			if n.went {
 				_ = m.ask(ctx, func() {
 					for _, e := range m.homes {
-						if e.view.ImagePath == path {
+						if e.ImagePath == path {
 							m.collect(e)
 						}
 					}
@@ -196,7 +196,7 @@ func (m *Manager) allocateUID(ctx context.Context, start uint32, name string) (u
 	used := map[uint32]bool{}
 	if err := m.ask(ctx, func() {
 		for _, e := range m.homes {
-			used[e.view.UID] = true
+			used[e.UID] = true
 		}
 	}); err != nil {
 		return 0, err

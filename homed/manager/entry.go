@@ -19,7 +19,7 @@ type entry struct {
 	name    string
 	home    home.Home
 	subject records.Subject // Found while unfixated, Verified from then on
-	view    records.View    // the subject's
+	*face                   // the subject's
 	saved   bool            // its record is on disk
 
 	announced, touched, gone bool
@@ -44,6 +44,30 @@ type entry struct {
 	forced   bool        // a home whose storage vanished was detached by force once
 }
 
+// face is what of a record is needed again and again: there may be thousands of
+// homes, and all that a record says is large.
+type face struct {
+	UserName, Realm, RealName       string
+	Storage, FileSystemType         string
+	HomeDirectory, ImagePath, Shell string
+	UID, GID                        uint32
+	HasUID                          bool
+	RebalanceWeight                 uint64
+	HasRebalanceWeight              bool
+}
+
+func (m *Manager) faceOf(s records.Subject) *face {
+	v := s.View(m.Machine)
+	return &face{
+		UserName: v.UserName, Realm: v.Realm, RealName: v.RealName, Storage: v.Storage, FileSystemType: v.FileSystemType,
+		HomeDirectory: v.HomeDirectory, ImagePath: v.ImagePath, Shell: v.Shell, UID: v.UID, GID: v.GID, HasUID: v.HasUID,
+		RebalanceWeight: v.RebalanceWeight, HasRebalanceWeight: v.HasRebalanceWeight,
+	}
+}
+
+// view is all that the home's record says here.
+func (m *Manager) view(e *entry) records.View { return e.subject.View(m.Machine) }
+
 func (m *Manager) logOf(e *entry) *slog.Logger { return m.log.With("HOME_USER", e.name) }
 
 // adopt gives the entry a record. A document that differs from the last one is a
@@ -57,8 +81,8 @@ func (m *Manager) adopt(e *entry, s records.Subject) {
 
 // storeRecord is adopt for what nobody is told of, counters above all.
 func (m *Manager) storeRecord(e *entry, s records.Subject) {
-	e.subject = s
-	e.view = s.View(m.Machine)
+	e.subject = records.Pack(s)
+	e.face = m.faceOf(s)
 	m.put(e)
 }
 
@@ -82,6 +106,7 @@ func (m *Manager) drop(e *entry) {
 	m.touch(e)
 	delete(m.homes, e.name)
 	m.remove(e)
+	m.texts.forget(e.name)
 	m.letGo(e)
 	m.removeReferences(e)
 	if !e.saved {
@@ -165,12 +190,12 @@ func (m *Manager) settle(e *entry) {
 	case !state.Pins():
 		closeFile(&e.pin)
 	case e.pin == nil:
-		fd, err := unix.Open(e.view.HomeDirectory, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+		fd, err := unix.Open(e.HomeDirectory, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 		if err != nil {
 			m.logOf(e).Warn("cannot pin the home directory", "error", err)
 			break
 		}
-		e.pin = os.NewFile(uintptr(fd), e.view.HomeDirectory)
+		e.pin = os.NewFile(uintptr(fd), e.HomeDirectory)
 	}
 	if !state.KeepsImageLock() {
 		closeFile(&e.lock)

@@ -36,3 +36,23 @@ func ReplaceFileFromReserve(dir string) func(string, []byte, os.FileMode) error 
 
 // ReserveSize is what is set aside, in bytes.
 const ReserveSize = reserveSize
+
+// Made is how many answers had to be put together.
+func (m *Manager) Made() int {
+	m.texts.mu.Lock()
+	defer m.texts.mu.Unlock()
+	return m.texts.made
+}
+
+// Kept is how many bytes of answers are kept, as counted and as they are.
+func (m *Manager) Kept() (size, really int) {
+	m.texts.mu.Lock()
+	defer m.texts.mu.Unlock()
+	for _, t := range m.texts.kept {
+		really += t.weight()
+	}
+	return m.texts.size, really
+}
+
+// MaxTexts is the most that is kept.
+const MaxTexts = maxTexts

@@ -13,10 +13,10 @@ import (
 // a second time. It does not wait. That it cannot is no reason to do without
 // the home.
 func (m *Manager) retakeLock(e *entry) {
-	if e.view.Storage != "luks" || e.lock != nil {
+	if e.Storage != "luks" || e.lock != nil {
 		return
 	}
-	f, err := lockImage(e.view.ImagePath)
+	f, err := lockImage(e.ImagePath)
 	if err != nil {
 		m.logOf(e).Warn("cannot lock the image of the active home again", "error", err)
 		return

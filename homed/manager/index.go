@@ -30,9 +30,9 @@ func (x *index) put(e *entry) {
 	if x.names[e.name] != e {
 		claim(e.name)
 	}
-	if e.view.HasUID && x.uids[e.view.UID] == nil {
-		x.uids[e.view.UID] = e
-		e.claims.uid, e.claims.hasUID = e.view.UID, true
+	if e.HasUID && x.uids[e.UID] == nil {
+		x.uids[e.UID] = e
+		e.claims.uid, e.claims.hasUID = e.UID, true
 	}
 }
 

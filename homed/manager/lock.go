@@ -25,10 +25,10 @@ func alreadyLocked(name string) error {
 // Frozen processes do not run into the locked home, where nothing could end
 // them. Only images can be locked, so other homes' sessions go on.
 func (m *Manager) launchLock(e *entry, s home.Start) error {
-	if m.Freezer == nil || e.view.Storage != "luks" {
+	if m.Freezer == nil || e.Storage != "luks" {
 		return m.work(e, s, e.subject, nil)
 	}
-	log, uid := m.logOf(e), e.view.UID
+	log, uid := m.logOf(e), e.UID
 	m.workers++
 	go func() {
 		m.freeze(log, uid)

@@ -46,8 +46,8 @@ func TestLockUnlock(t *testing.T) {
 	if lockable(t, d.file("home", "ann.home")) {
 		t.Error("the image of a locked home is not kept")
 	}
-	if i, err := d.Lookup(t.Context(), manager.Key{Name: "ann"}); err != nil || !strings.Contains(string(i.Record.Compact()), `"useFallback":true`) {
-		t.Errorf("a locked home shows as usable: %v\n%s", err, i.Record.Compact())
+	if i, err := d.Lookup(t.Context(), manager.Key{Name: "ann"}); err != nil || !strings.Contains(string(i.Record().Compact()), `"useFallback":true`) {
+		t.Errorf("a locked home shows as usable: %v\n%s", err, i.Record().Compact())
 	}
 	_, err := d.do(home.Lock, "ann")
 	if fault.Public(err) != "Home ann is already locked." || !fault.Is(err, fault.HomeLocked) {
@@ -70,7 +70,7 @@ func TestLockUnlock(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Each unlock counts, also the one that found nothing locked.
-	if c := i.Record.Counters(machineID); c.Good != 2 || c.Bad != 1 || c.RateCount != 4 {
+	if c := i.Record().Counters(machineID); c.Good != 2 || c.Bad != 1 || c.RateCount != 4 {
 		t.Errorf("counters %+v", c)
 	}
 	d.must(home.Deactivate, "ann")

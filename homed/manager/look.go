@@ -17,7 +17,7 @@ import (
 )
 
 // look says what a home's storage looks like from outside.
-func look(v records.View) home.Presence {
+func look(v *face) home.Presence {
 	s, err := presence.Look(presence.Area{Storage: v.Storage, ImagePath: v.ImagePath, HomeDirectory: v.HomeDirectory})
 	switch {
 	case err == nil && s == presence.Active:
@@ -43,44 +43,68 @@ func look(v records.View) home.Presence {
 	return home.SeenInactive
 }
 
-func (m *Manager) look(e *entry) home.Presence { return look(e.view) }
+func (m *Manager) look(e *entry) home.Presence { return look(e.face) }
 
 // imageThere reports whether a home's storage can be seen at all; what cannot
 // be looked at counts as there, but for a home without record, which is then
 // not worth keeping.
 func (m *Manager) imageThere(e *entry) bool {
-	if e.view.Storage == "cifs" {
+	if e.Storage == "cifs" {
 		return true
 	}
-	_, err := os.Stat(e.view.ImagePath)
+	_, err := os.Stat(e.ImagePath)
 	if e.home.Stored == home.Unfixated {
 		return err == nil
 	}
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// info makes of a snapshot what front ends get. It measures disks, so it runs
-// outside of the loop where it can.
+// info makes of a snapshot what front ends get.
 func (s snapshot) info(m *Manager) Info {
-	v := s.view
 	i := Info{
 		Machine: m.Machine,
-		Name:    v.UserName, Realm: v.Realm, State: string(s.state),
-		RealName:      cmp.Or(v.RealName, v.UserName),
-		HomeDirectory: v.HomeDirectory, Shell: v.Shell,
-		UID: v.UID, GID: v.GID,
+		Name:    s.UserName, Realm: s.Realm, State: string(s.state),
+		RealName:      cmp.Or(s.RealName, s.UserName),
+		HomeDirectory: s.HomeDirectory, Shell: s.Shell,
+		UID: s.UID, GID: s.GID,
 		Subject: s.subject, Signed: s.subject.SignedLocally(), Unfixated: s.state == home.Unfixated,
+		face: s.face, state: s.state, fallbackShell: m.Layout.FallbackShell, texts: &m.texts,
 	}
 	if s.state != home.Absent {
 		i.Seat = s.seat
 	}
-	live := records.LiveStatus{
-		State: string(s.state), Active: s.state.IsActive(),
-		FallbackShell: m.Layout.FallbackShell, SignedLocally: s.subject.SignedLocally(),
-	}
-	measure(v, &live)
-	i.Record = s.subject.Record().Augment(m.Machine.ID, live)
 	return i
+}
+
+// live measures disks, so it is called outside of the loop where it can be.
+func (i Info) live() records.LiveStatus {
+	live := records.LiveStatus{
+		State: string(i.state), Active: i.state.IsActive(),
+		FallbackShell: i.fallbackShell, SignedLocally: i.Subject.SignedLocally(),
+	}
+	if i.face != nil {
+		measure(i.face, &live)
+	}
+	return live
+}
+
+// Record returns the home's record with the status of the moment, unmasked (Mask
+// it for who asks) and without secret.
+func (i Info) Record() *records.Record {
+	return i.Subject.Record().Augment(i.Machine.ID, i.live())
+}
+
+// Text returns the text of the record with the status of the moment, as Mask
+// has it for who asks. It belongs to others as well and is not to be changed.
+func (i Info) Text(trusted bool) (text []byte, incomplete bool) {
+	live := i.live()
+	if t := i.texts.find(i.Name, trusted, i.Subject, live); t != nil {
+		return t.text, t.incomplete
+	}
+	masked, incomplete := i.Subject.Record().Augment(i.Machine.ID, live).Mask(trusted)
+	t := &answerText{subject: i.Subject, live: live, text: masked.Compact(), incomplete: incomplete}
+	i.texts.keep(i.Name, trusted, t)
+	return t.text, t.incomplete
 }
 
 // The smallest size of each file system, bytes.
@@ -90,7 +114,7 @@ func amount(n uint64) *uint64 { return &n }
 
 // measure fills in the sizes that can be had without touching a home that is
 // not active: a suspended one would not answer.
-func measure(v records.View, s *records.LiveStatus) {
+func measure(v *face, s *records.LiveStatus) {
 	var home unix.Statfs_t
 	up := s.Active && unix.Statfs(v.HomeDirectory, &home) == nil
 	if up {
@@ -111,7 +135,7 @@ func measure(v records.View, s *records.LiveStatus) {
 
 // measureQuota narrows the sizes of the whole file system down to the share
 // that a home in a directory has of it.
-func measureQuota(v records.View, s *records.LiveStatus) {
+func measureQuota(v *face, s *records.LiveStatus) {
 	if v.Storage != "directory" && v.Storage != "subvolume" && v.Storage != "fscrypt" {
 		return
 	}
@@ -129,7 +153,7 @@ func measureQuota(v records.View, s *records.LiveStatus) {
 	s.DiskSize, s.DiskFree = amount(size), amount(free)
 }
 
-func measureLUKS(v records.View, s *records.LiveStatus, up bool, home *unix.Statfs_t) {
+func measureLUKS(v *face, s *records.LiveStatus, up bool, home *unix.Statfs_t) {
 	var used *uint64
 	var st unix.Stat_t
 	switch err := unix.Stat(v.ImagePath, &st); {

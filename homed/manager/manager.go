@@ -32,6 +32,8 @@ type Manager struct {
 	ready  chan struct{}
 	ended  chan struct{} // closed when Run returned: nobody answers any more
 
+	texts texts // with a lock of its own
+
 	// Only the loop changes what follows. It holds mu for as long as it does,
 	// and lets go of it where it waits for a disk: look-ups, for which half the
 	// system waits, go on meanwhile.
@@ -299,7 +301,7 @@ func (m *Manager) Lookup(ctx context.Context, k Key) (Info, error) {
 	var s snapshot
 	err := m.read(ctx, func() {
 		if e := m.find(k); e != nil {
-			s = m.snapshot(e)
+			s = e.sketch()
 		}
 	})
 	if err != nil {
@@ -308,6 +310,7 @@ func (m *Manager) Lookup(ctx context.Context, k Key) (Info, error) {
 	if s.subject == nil {
 		return Info{}, noSuchHome(k)
 	}
+	s.lookOutside()
 	return s.info(m), nil
 }
 
@@ -323,9 +326,7 @@ func (m *Manager) List(ctx context.Context) ([]Info, error) {
 	}
 	out := make([]Info, len(all))
 	for i, s := range all {
-		// To look at thousands of homes takes a while, in which the loop has
-		// others to answer. What is remembered of each is of one moment.
-		s.state = s.home.State(look(s.view))
+		s.lookOutside()
 		out[i] = s.info(m)
 	}
 	return out, nil
@@ -336,16 +337,21 @@ func (m *Manager) now() uint64 { return uint64(m.Now().UnixMicro()) }
 // snapshot is what the loop knows of a home, for use outside of it.
 type snapshot struct {
 	subject records.Subject
-	view    records.View
-	home    home.Home
-	state   home.State
-	seat    string
+	*face
+	home  home.Home
+	state home.State
+	seat  string
 }
 
 // sketch is a snapshot without the state.
 func (e *entry) sketch() snapshot {
-	return snapshot{subject: e.subject, view: e.view, home: e.home, seat: e.seat}
+	return snapshot{subject: e.subject, face: e.face, home: e.home, seat: e.seat}
 }
+
+// lookOutside gives a sketch its state. To look takes a while, with thousands of
+// homes above all, in which the loop has others to answer. What is remembered of
+// a home is of one moment.
+func (s *snapshot) lookOutside() { s.state = s.home.State(look(s.face)) }
 
 func (m *Manager) snapshot(e *entry) snapshot {
 	s := e.sketch()

@@ -486,8 +486,8 @@ func TestCreateRestartRemove(t *testing.T) {
 		!records.HomeUID(before.UID) || before.HomeDirectory != d.file("home", "ann") {
 		t.Errorf("got %+v, %v", before, err)
 	}
-	if !strings.Contains(string(before.Record.Compact()), `"state":"inactive"`) {
-		t.Errorf("no status: %s", before.Record.Compact())
+	if !strings.Contains(string(before.Record().Compact()), `"state":"inactive"`) {
+		t.Errorf("no status: %s", before.Record().Compact())
 	}
 	if got := d.seen(); got != "added ann, changed ann" {
 		t.Errorf("told: %s", got)
@@ -497,8 +497,8 @@ func TestCreateRestartRemove(t *testing.T) {
 	d = boot(t, d.dir)
 	after, err := d.Lookup(t.Context(), manager.Key{UID: before.UID, ByUID: true})
 	// The free space of the disk below is in the status, and belongs to everybody.
-	if err != nil || after.Name != "ann" || !bytes.Equal(after.Record.WithStatusOf(before.Record).Pretty(), before.Record.Pretty()) {
-		t.Errorf("after restart: %v\n%s\n%s", err, after.Record.Pretty(), before.Record.Pretty())
+	if err != nil || after.Name != "ann" || !bytes.Equal(after.Record().WithStatusOf(before.Record()).Pretty(), before.Record().Pretty()) {
+		t.Errorf("after restart: %v\n%s\n%s", err, after.Record().Pretty(), before.Record().Pretty())
 	}
 	d.must(home.Remove, "ann")
 	d.state("ann", "")
@@ -615,7 +615,7 @@ func TestRateLimitAndCounters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c := i.Record.Counters(machineID); c.Good != 1 || c.Bad != 2 || c.RateCount != 3 || c.LastBadUSec == 0 {
+	if c := i.Record().Counters(machineID); c.Good != 1 || c.Bad != 2 || c.RateCount != 3 || c.LastBadUSec == 0 {
 		t.Errorf("counters %+v", c)
 	}
 }

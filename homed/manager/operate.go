@@ -312,7 +312,7 @@ func (m *Manager) work(e *entry, s home.Start, subject records.Subject, secrets 
 		c.close()
 	}
 	m.workers++
-	uid := e.view.UID
+	uid := e.UID
 	go func() {
 		for ev := range p.Events() {
 			if ev.Answer != nil && (s.Work == home.WorkLock || s.Work == home.WorkUnlock) {
@@ -449,7 +449,7 @@ func executed(err error) error {
 
 // notShown is what is told of a home that was opened and is not there.
 func notShown(e *entry) error {
-	err := fault.Newf(fault.IOError, "activate", "The home directory %s does not show what is mounted there. Is it on a file system of its own?", e.view.HomeDirectory)
+	err := fault.Newf(fault.IOError, "activate", "The home directory %s does not show what is mounted there. Is it on a file system of its own?", e.HomeDirectory)
 	err.User = e.name
 	return err
 }

@@ -109,7 +109,7 @@ func (m *Manager) rebalance(c *call) {
 func (m *Manager) balanced() []*entry {
 	var list []*entry
 	for _, e := range m.homes {
-		v := &e.view
+		v := e.face
 		ours := e.subject.SignedLocally()
 		if v.Storage != "luks" || v.RebalanceWeight == 0 || !m.balance.all && !v.HasRebalanceWeight ||
 			filepath.Dir(v.ImagePath) != m.Layout.HomeRoot || ours == nil || !*ours || !e.home.State(m.look(e)).Pins() {
@@ -133,12 +133,12 @@ func (m *Manager) balancePhase(shrink bool) {
 	var list []*portion
 	for _, e := range homes {
 		live := records.LiveStatus{Active: true}
-		measure(e.view, &live)
+		measure(e.face, &live)
 		if live.DiskSize == nil || live.DiskUsage == nil || live.DiskFree == nil || live.DiskFloor == nil {
 			continue
 		}
 		list = append(list, &portion{
-			name: e.name, weight: e.view.RebalanceWeight,
+			name: e.name, weight: e.RebalanceWeight,
 			size: *live.DiskSize, used: *live.DiskUsage, free: *live.DiskFree, atLeast: *live.DiskFloor,
 		})
 	}

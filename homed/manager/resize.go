@@ -16,13 +16,14 @@ const sizeOnRecord = math.MaxUint64
 // InvalidArgs, RecordSigned, RecordMismatch if the record is from the future.
 func (m *Manager) resized(e *entry, size uint64, balances bool) (records.Subject, error) {
 	const op = "resize home"
-	if size == sizeOnRecord && e.view.RebalanceWeight != 0 {
+	view := m.view(e)
+	if size == sizeOnRecord && view.RebalanceWeight != 0 {
 		return nil, fault.Newf(fault.InvalidArgs, op, "Disk size is being determined by automatic disk space rebalancing.")
 	}
-	if size == sizeOnRecord && e.view.DiskSize == nil {
+	if size == sizeOnRecord && view.DiskSize == nil {
 		return nil, fault.Newf(fault.InvalidArgs, op, "No disk size to resize to specified.")
 	}
-	if size == sizeOnRecord || e.view.DiskSize != nil && *e.view.DiskSize == size {
+	if size == sizeOnRecord || view.DiskSize != nil && *view.DiskSize == size {
 		return e.subject, nil
 	}
 	if err := m.signedElsewhere(e); err != nil {
@@ -32,8 +33,8 @@ func (m *Manager) resized(e *entry, size uint64, balances bool) (records.Subject
 	if balances {
 		// It goes on taking part, unlike one that somebody gave a size.
 		var weight *uint64
-		if e.view.HasRebalanceWeight {
-			weight = &e.view.RebalanceWeight
+		if view.HasRebalanceWeight {
+			weight = &view.RebalanceWeight
 		}
 		next = next.WithRebalanceWeight(m.Machine, weight)
 	}

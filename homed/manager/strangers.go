@@ -47,11 +47,11 @@ func (s *strangers) admit(v records.View, uid uint32, now uint64) (next uint64, 
 // admitStranger refuses a caller who has tried too often. It counts before the
 // call is queued. Fault: AuthenticationLimit.
 func (m *Manager) admitStranger(e *entry, op *Operation) error {
-	if op.Verb != home.Acquire || op.Caller == 0 || e.view.HasUID && op.Caller == e.view.UID {
+	if op.Verb != home.Acquire || op.Caller == 0 || e.HasUID && op.Caller == e.UID {
 		return nil
 	}
 	now := m.now()
-	if next, ok := e.strangers.admit(e.view, op.Caller, now); !ok {
+	if next, ok := e.strangers.admit(m.view(e), op.Caller, now); !ok {
 		return tooMany(string(op.Verb)+" home", now, next)
 	}
 	return nil

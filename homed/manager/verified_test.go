@@ -312,7 +312,7 @@ func TestLoadChecks(t *testing.T) {
 	}
 
 	// What other machines bound stays when the home's own record comes in.
-	if err := os.WriteFile(d.file("home", "ann.home"), list[0].Record.Embedded().Compact(), 0o600); err != nil {
+	if err := os.WriteFile(d.file("home", "ann.home"), list[0].Record().Embedded().Compact(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	d.must(home.Authenticate, "ann", password)

@@ -38,17 +38,16 @@ func (s *server) answer(ctx context.Context, uid uint32, r *request) []reply {
 	switch r.method {
 	case "io.systemd.UserDatabase.GetUserRecord":
 		out = s.look(ctx, r, "uid", "userName", func(h *manager.Info) any {
-			masked, incomplete := h.Record.Mask(uid == 0 || uid == h.UID)
-			return struct {
-				Record     json.RawMessage `json:"record"`
-				Incomplete bool            `json:"incomplete"`
-			}{masked.Compact(), incomplete}
+			record, incomplete := h.Text(uid == 0 || uid == h.UID)
+			return appended(func(b []byte) []byte {
+				b = append(append(b, `{"record":`...), record...)
+				return append(strconv.AppendBool(append(b, `,"incomplete":`...), incomplete), '}')
+			})
 		})
 	case "io.systemd.UserDatabase.GetGroupRecord":
 		out = s.look(ctx, r, "gid", "groupName", func(h *manager.Info) any {
-			return struct {
-				Record json.RawMessage `json:"record"`
-			}{records.Group(h.Subject, s.o.Machine)}
+			record := records.Group(h.Subject, s.o.Machine)
+			return appended(func(b []byte) []byte { return append(append(append(b, `{"record":`...), record...), '}') })
 		})
 	case "io.systemd.UserDatabase.GetMemberships":
 		out = s.memberships(ctx, r)
@@ -224,7 +223,7 @@ func (s *server) find(ctx context.Context, id *uint32, name string) (*manager.In
 	if err != nil {
 		return nil, s.internal(err)
 	}
-	if id != nil && name != "" && !h.Record.Matches(name) {
+	if id != nil && name != "" && !h.Subject.Record().Matches(name) {
 		return nil, failed(errConflict)
 	}
 	return &h, nil
@@ -307,7 +306,7 @@ func (s *server) memberships(ctx context.Context, r *request) []reply {
 				out = append(out, membership{h.Name, g})
 			}
 			out = append(out, membership{h.Name, h.Name})
-		case slices.Contains(groups, q.name) || h.Record.Matches(q.name):
+		case slices.Contains(groups, q.name) || h.Subject.Record().Matches(q.name):
 			out = append(out, membership{h.Name, q.name})
 		}
 		return replies(out)
@@ -320,7 +319,7 @@ func (s *server) memberships(ctx context.Context, r *request) []reply {
 		h := &list[i]
 		groups := h.Subject.View(s.o.Machine).MemberOf
 		if q.name != "" {
-			if slices.Contains(groups, q.name) || h.Record.Matches(q.name) {
+			if slices.Contains(groups, q.name) || h.Subject.Record().Matches(q.name) {
 				out = append(out, membership{h.Name, q.name})
 			}
 			continue

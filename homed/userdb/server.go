@@ -206,25 +206,43 @@ func (s *server) client(ctx context.Context, c *net.UnixConn) {
 		return
 	}
 	defer s.leave(c, uid)
-	in := bufio.NewReaderSize(c, 4096)
+	s.converse(ctx, bufio.NewReaderSize(c, 4096), &replyWriter{c: c}, uid, u)
+}
+
+func (s *server) converse(ctx context.Context, in *bufio.Reader, out *replyWriter, uid uint32, u *user) {
 	for {
+		// What has been answered is sent before anything is waited for: calls that
+		// came together get their answers together.
+		if rest, _ := in.Peek(in.Buffered()); bytes.IndexByte(rest, 0) < 0 || len(out.text) >= batch {
+			if out.flush() != nil {
+				return
+			}
+		}
 		text, err := readFrame(in)
-		if err != nil {
-			return
+		if err == nil {
+			var req *request
+			if req, err = parseRequest(text); err == nil {
+				err = s.respond(ctx, out, uid, u, req)
+			}
 		}
-		req, err := parseRequest(text)
 		if err != nil {
-			return // the protocol knows no answer to what is no request
-		}
-		if err := s.respond(ctx, c, uid, u, req); err != nil {
+			// The protocol knows no answer to what is no request.
+			_ = out.flush()
 			return
 		}
 	}
 }
 
 // respond answers one request.
-func (s *server) respond(ctx context.Context, c *net.UnixConn, uid uint32, u *user, req *request) error {
-	if uid != 0 && req.wide() {
+func (s *server) respond(ctx context.Context, out *replyWriter, uid uint32, u *user, req *request) error {
+	wide := req.wide()
+	if wide {
+		// It may have to wait, and what it sends may be long.
+		if err := out.flush(); err != nil {
+			return err
+		}
+	}
+	if uid != 0 && wide {
 		select {
 		case u.wide <- struct{}{}:
 			defer func() { <-u.wide }()
@@ -232,12 +250,14 @@ func (s *server) respond(ctx context.Context, c *net.UnixConn, uid uint32, u *us
 			return ctx.Err()
 		}
 	}
-	out := s.answer(ctx, uid, req)
+	replies := s.answer(ctx, uid, req)
 	if ctx.Err() != nil || req.oneway {
 		return ctx.Err()
 	}
-	_ = c.SetWriteDeadline(time.Now().Add(writeTimeout))
-	return writeReplies(c, out)
+	if err := out.write(replies); err != nil || !wide {
+		return err
+	}
+	return out.flush()
 }
 
 // admit counts a connection, or returns nil where there are too many.
@@ -307,6 +327,13 @@ var errNoRequest = errors.New("not a varlink request")
 // parseRequest reads what the varlink protocol calls a method call. Anything
 // that is none ends the connection.
 func parseRequest(text []byte) (*request, error) {
+	if r := parsePlain(text); r != nil {
+		return r, nil
+	}
+	return parseAny(text)
+}
+
+func parseAny(text []byte) (*request, error) {
 	r := &request{}
 	var method, upgrade bool
 	err := object(text, func(key string, d *json.Decoder) error {
@@ -414,27 +441,71 @@ type reply struct {
 	Continues  bool   `json:"continues,omitempty"`
 }
 
-// writeReplies sends the replies to one call, a batch at a time.
-func writeReplies(w io.Writer, out []reply) error {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
+// appended are parameters that append their text to a buffer.
+type appended func([]byte) []byte
+
+// MarshalJSON implements json.Marshaler.
+func (a appended) MarshalJSON() ([]byte, error) { return a(nil), nil }
+
+// replyWriter sends replies, a batch at a time.
+type replyWriter struct {
+	c    io.Writer
+	text []byte // to be sent
+}
+
+// write takes the replies to one call.
+func (w *replyWriter) write(out []reply) error {
 	for i, r := range out {
 		r.Continues = i < len(out)-1
 		if make, ok := r.Parameters.(func() any); ok {
 			r.Parameters = make()
 		}
-		if err := e.Encode(&r); err != nil {
-			return fmt.Errorf("encode reply: %w", err)
+		if err := w.add(&r); err != nil {
+			return err
 		}
-		b.Truncate(b.Len() - 1) // the line feed
-		b.WriteByte(0)
-		if b.Len() >= batch || !r.Continues {
-			if _, err := w.Write(b.Bytes()); err != nil {
+		if len(w.text) >= batch {
+			if err := w.flush(); err != nil {
 				return err
 			}
-			b.Reset()
 		}
 	}
 	return nil
+}
+
+// add appends the text of one reply.
+func (w *replyWriter) add(r *reply) error {
+	parameters, plain := r.Parameters.(appended)
+	if !plain || r.Error != "" {
+		b := bytes.NewBuffer(w.text)
+		e := json.NewEncoder(b)
+		e.SetEscapeHTML(false)
+		if err := e.Encode(r); err != nil {
+			return fmt.Errorf("encode reply: %w", err)
+		}
+		w.text = b.Bytes()
+		w.text[len(w.text)-1] = 0 // instead of the line feed
+		return nil
+	}
+	// What a record says is JSON already, and not short.
+	w.text = parameters(append(w.text, `{"parameters":`...))
+	if r.Continues {
+		w.text = append(w.text, `,"continues":true`...)
+	}
+	w.text = append(w.text, "}\x00"...)
+	return nil
+}
+
+// flush sends what there is.
+func (w *replyWriter) flush() error {
+	if len(w.text) == 0 {
+		return nil
+	}
+	if c, ok := w.c.(net.Conn); ok {
+		_ = c.SetWriteDeadline(time.Now().Add(writeTimeout))
+	}
+	_, err := w.c.Write(w.text)
+	if w.text = w.text[:0]; cap(w.text) > batch/4 {
+		w.text = nil // a connection may then be idle for long
+	}
+	return err
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"log/slog"
 	"net"
@@ -36,7 +35,7 @@ func (s shelf) List(context.Context) ([]manager.Info, error) { return slices.Clo
 
 func (s shelf) Lookup(_ context.Context, k manager.Key) (manager.Info, error) {
 	for _, h := range s {
-		if k.ByUID && h.UID == k.UID || !k.ByUID && h.Record.Matches(k.Name) {
+		if k.ByUID && h.UID == k.UID || !k.ByUID && h.Subject.Record().Matches(k.Name) {
 			return h, nil
 		}
 	}
@@ -67,15 +66,6 @@ func captures(t testing.TB) []capture {
 // them.
 func homes(t testing.TB, from []capture) shelf {
 	t.Helper()
-	private, _, err := records.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := records.NewSigner(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer signer.Close()
 	var out shelf
 	for _, c := range from {
 		if c.Case != "enum-more" {
@@ -98,11 +88,21 @@ func homes(t testing.TB, from []capture) shelf {
 			if !ok {
 				t.Fatal("a record without binding")
 			}
-			v, err := signer.Sign(rec)
+			var signed struct {
+				Signature []struct{ Key string }
+			}
+			if err := json.Unmarshal(reply.Parameters.Record, &signed); err != nil || len(signed.Signature) == 0 {
+				t.Fatalf("a record without signature: %v", err)
+			}
+			keys := new(records.Keys)
+			if err := keys.Add("signer", []byte(signed.Signature[0].Key)); err != nil {
+				t.Fatal(err)
+			}
+			v, err := keys.Vouch(rec)
 			if err != nil {
 				t.Fatal(err)
 			}
-			out = append(out, manager.Info{Name: rec.UserName(), UID: b.UID, GID: b.GID, Record: rec, Subject: v})
+			out = append(out, manager.Info{Name: rec.UserName(), UID: b.UID, GID: b.GID, Machine: records.Machine{ID: machine}, Subject: v})
 		}
 	}
 	if len(out) != 3 {
@@ -129,6 +129,14 @@ func plainly(t testing.TB, text []byte) any {
 	return v
 }
 
+func write(b *bytes.Buffer, out []reply) error {
+	w := &replyWriter{c: b}
+	if err := w.write(out); err != nil {
+		return err
+	}
+	return w.flush()
+}
+
 // TestFoundHomesHaveNoGroups: what a record claims that nobody vouches for makes
 // nobody a member.
 func TestFoundHomesHaveNoGroups(t *testing.T) {
@@ -136,7 +144,7 @@ func TestFoundHomesHaveNoGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{o: Options{Manager: shelf{{Name: "eve", UID: 60100, GID: 60100, Record: claims, Subject: claims.FoundAs(machine)}}, Machine: records.Machine{ID: machine}}, service: "io.systemd.Home"}
+	s := &server{o: Options{Manager: shelf{{Name: "eve", UID: 60100, GID: 60100, Subject: claims.FoundAs(machine)}}, Machine: records.Machine{ID: machine}}, service: "io.systemd.Home"}
 	for ask, want := range map[string]string{
 		`{"service":"io.systemd.Home"}`:                                      `[{"userName":"eve","groupName":"eve"}]`,
 		`{"service":"io.systemd.Home","userName":"eve"}`:                     `[{"userName":"eve","groupName":"eve"}]`,
@@ -206,7 +214,7 @@ func TestCapturesOfTheOriginal(t *testing.T) {
 				t.Fatal(err)
 			}
 			var b bytes.Buffer
-			if err := writeReplies(&b, s.answer(context.Background(), c.CallerUID, req)); err != nil {
+			if err := write(&b, s.answer(context.Background(), c.CallerUID, req)); err != nil {
 				t.Fatal(err)
 			}
 			got := bytes.Split(bytes.TrimSuffix(b.Bytes(), []byte{0}), []byte{0})
@@ -411,7 +419,7 @@ func FuzzRequest(f *testing.F) {
 			}
 			out := s.answer(context.Background(), 1000, req)
 			var b bytes.Buffer
-			if err := writeReplies(&b, out); err != nil {
+			if err := write(&b, out); err != nil {
 				t.Fatal(err)
 			}
 			if bytes.Count(b.Bytes(), []byte{0}) != len(out) || len(out) == 0 {
