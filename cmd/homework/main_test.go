@@ -367,8 +367,8 @@ func stat(pid int) []string {
 }
 
 // settled waits until the kernel has taken down what the dead worker held. A
-// mapped device that it died over before anything used it stays: the next worker
-// has to take it away.
+// mapped device that it died over before the table was live stays, with nothing
+// to read in it: the next worker takes it away (storage/luks.TestLeftoverDevice).
 func settled(t *testing.T, w *storagetest.World) {
 	t.Helper()
 	name := "home-" + w.User
@@ -378,19 +378,19 @@ func settled(t *testing.T, w *storagetest.World) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	if unused(name) && len(testenv.MountsBelow(w.Root)) == 0 {
-		t.Logf("%s is left, in nobody's use", name)
+	if dead(name) && len(testenv.MountsBelow(w.Root)) == 0 {
+		t.Logf("%s is left, without a live table", name)
 		return
 	}
 	t.Errorf("left: mapped device %v, loop devices %q, mounts %q", dm.Exists(name), testenv.LoopsBelow(w.Root), testenv.MountsBelow(w.Root))
 }
 
-// unused reports whether a mapped device is there that nobody has opened.
-func unused(name string) bool {
+// dead reports whether a mapped device is there that nothing can be read from.
+func dead(name string) bool {
 	m, err := dm.Open(name)
 	if err != nil {
 		return false
 	}
 	st, err := m.Status()
-	return err == nil && st.OpenCount == 0
+	return err == nil && st.OpenCount == 0 && !st.Live
 }

@@ -45,6 +45,7 @@ type Status struct {
 	UUID      string
 	OpenCount int  // opens and mounts
 	Suspended bool // IO waits
+	Live      bool // it has a table that IO goes through
 	Deferred  bool // goes with its last close
 	ReadOnly  bool
 }
@@ -74,9 +75,23 @@ func HasTarget(name string) bool {
 // kernel lacks device mapper or target, KeyUnavailable if the key is not found
 // from this thread, HomeBusy if the device below is in use.
 func Create(ctx context.Context, name, uuid string, sectors uint64, target, params string, o Options) (*Mapped, error) {
+	m, _, err := create(ctx, name, uuid, sectors, target, params, o, false)
+	return m, err
+}
+
+// CreateHeld is Create of a device that goes by itself with its last close; the
+// caller closes hold, which keeps it until others use it. That is settled before
+// the table is live: who is killed on the way leaves nothing that can be read.
+// A device without a live table may be left, because kernels make the node only
+// when a table is loaded.
+func CreateHeld(ctx context.Context, name, uuid string, sectors uint64, target, params string, o Options) (m *Mapped, hold *os.File, err error) {
+	return create(ctx, name, uuid, sectors, target, params, o, true)
+}
+
+func create(ctx context.Context, name, uuid string, sectors uint64, target, params string, o Options, held bool) (*Mapped, *os.File, error) {
 	op := "create mapped device " + name
 	if name == "" || len(name) >= unix.DM_NAME_LEN || len(uuid) >= unix.DM_UUID_LEN {
-		return nil, fault.Newf(fault.InvalidArgs, op, "Name %q is not fit for a mapped device.", name)
+		return nil, nil, fault.Newf(fault.InvalidArgs, op, "Name %q is not fit for a mapped device.", name)
 	}
 	flags := uint32(0)
 	if o.ReadOnly {
@@ -84,29 +99,52 @@ func Create(ctx context.Context, name, uuid string, sectors uint64, target, para
 	}
 	r, err := call(op, unix.DM_DEV_CREATE, request{name: name, uuid: uuid})
 	if errors.Is(err, unix.EBUSY) {
-		return nil, fault.New(fault.FileExists, op, err)
+		return nil, nil, fault.New(fault.FileExists, op, err)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	m := mapped(name, r)
-	undo := func(err error) (*Mapped, error) {
+	var hold *os.File
+	err = m.load(sectors, target, params, flags)
+	if err == nil && held {
+		hold, err = m.hold(ctx)
+	}
+	if err == nil {
+		err = m.Resume()
+	}
+	if err == nil {
+		err = m.awaitNode(ctx)
+	}
+	if err == nil {
+		err = m.link()
+	}
+	if err != nil {
+		if hold != nil {
+			err = errors.Join(err, hold.Close())
+		}
 		// The operation may be over; what it made must go all the same.
-		return nil, errors.Join(err, Remove(context.WithoutCancel(ctx), name, false))
+		return nil, nil, errors.Join(err, Remove(context.WithoutCancel(ctx), name, false))
 	}
-	if err := m.load(sectors, target, params, flags); err != nil {
-		return undo(err)
-	}
-	if err := m.Resume(); err != nil {
-		return undo(err)
-	}
+	return m, hold, nil
+}
+
+// hold opens the device, and has it go with its last close.
+func (m *Mapped) hold(ctx context.Context) (*os.File, error) {
 	if err := m.awaitNode(ctx); err != nil {
-		return undo(err)
+		return nil, err
 	}
-	if err := m.link(); err != nil {
-		return undo(err)
+	f, err := os.Open(m.Node)
+	if err != nil {
+		return nil, fault.New(fault.IOError, "open mapped device", err)
 	}
-	return m, nil
+	op := "have mapped device " + m.Name + " go with its last close"
+	if r, err := call(op, unix.DM_DEV_REMOVE, request{name: m.Name, flags: unix.DM_DEFERRED_REMOVE}); err != nil {
+		return nil, errors.Join(err, f.Close())
+	} else if r.head.Flags&unix.DM_DEFERRED_REMOVE == 0 {
+		return nil, errors.Join(fmt.Errorf("%s: it went at once", op), f.Close())
+	}
+	return f, nil
 }
 
 func mapped(name string, r *reply) *Mapped {
@@ -189,6 +227,7 @@ func (m *Mapped) Status() (Status, error) {
 	return Status{
 		UUID: cString(r.head.Uuid[:]), OpenCount: int(r.head.Open_count),
 		Suspended: r.head.Flags&unix.DM_SUSPEND_FLAG != 0,
+		Live:      r.head.Flags&unix.DM_ACTIVE_PRESENT_FLAG != 0,
 		Deferred:  r.head.Flags&unix.DM_DEFERRED_REMOVE != 0,
 		ReadOnly:  r.head.Flags&unix.DM_READONLY_FLAG != 0,
 	}, nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -175,6 +176,45 @@ func TestRefusedTablesLeaveNothing(t *testing.T) {
 		if dm.Exists(n) {
 			t.Errorf("%s: a device is left", c.target)
 		}
+	}
+}
+
+// TestHeld: a held device goes with its last close, one that others use stays
+// until they are done; a table that is refused leaves nothing.
+func TestHeld(t *testing.T) {
+	testenv.Need(t, "root", "loop", "dm")
+	below, _ := block(t)
+	n := name(t)
+	params := fmt.Sprintf("%d:%d 0", below.Major, below.Minor)
+	m, hold, err := dm.CreateHeld(t.Context(), n, "", sectors, "linear", params, dm.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err := m.Status(); err != nil || !st.Deferred || !st.Live || st.OpenCount < 1 {
+		t.Errorf("held: %+v, %v", st, err)
+	}
+	// It was opened before it had a size.
+	if size, err := hold.Seek(0, io.SeekEnd); err != nil || size != sectors*512 {
+		t.Errorf("%d bytes, %v", size, err)
+	}
+	user, err := os.Open(m.Node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := hold.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := user.ReadAt(make([]byte, 512), (sectors-1)*512); err != nil || !dm.Exists(n) {
+		t.Errorf("in use: %v, there %v", err, dm.Exists(n))
+	}
+	if err := user.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := dm.WaitGone(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	if _, hold, err := dm.CreateHeld(t.Context(), n, "", sectors, "linear", params+"000000000", dm.Options{}); err == nil || hold != nil {
+		t.Errorf("a table that cannot be: %v", err)
 	}
 }
 

@@ -176,9 +176,8 @@ func (Backend) WriteHeader(_ context.Context, s *storage.Setup, record []byte) e
 }
 
 // mapDevice makes the mapped device over the loop device or partition at
-// major:minor, size bytes long. From its return on it goes by itself with its
-// last user: node keeps it meanwhile, so a worker that is killed leaves
-// nothing.
+// major:minor, size bytes long. It goes by itself with its last user, which we
+// are meanwhile: a worker that is killed leaves nothing that can be read.
 func mapDevice(ctx context.Context, a storage.Area, s *storage.Setup, h *luks2.Header, size int64, major, minor uint32) (string, error) {
 	name := deviceName(a)
 	sectors, params := h.Table(size, major, minor, a.LUKS.Discard || a.LUKS.OfflineDiscard)
@@ -186,33 +185,26 @@ func mapDevice(ctx context.Context, a storage.Area, s *storage.Setup, h *luks2.H
 		return "", fault.New(fault.NotAnImage, "map image", fmt.Errorf("%d bytes end before the payload", size))
 	}
 	var m *dm.Mapped
+	var hold *os.File
 	err := keyring.WithLogonKey(h.KeyDescription(), s.VolumeKey, func() (err error) {
-		m, err = dm.Create(ctx, name, deviceUUID(a, h), sectors, "crypt", params, dm.Options{})
+		m, hold, err = dm.CreateHeld(ctx, name, deviceUUID(a, h), sectors, "crypt", params, dm.Options{})
 		return err
 	})
 	if err != nil {
-		if m != nil {
-			err = errors.Join(err, dm.Remove(context.WithoutCancel(ctx), name, false))
+		if hold != nil {
+			err = errors.Join(err, hold.Close(), dm.Remove(context.WithoutCancel(ctx), name, false))
 		}
 		return "", fmt.Errorf("map image: %w", err)
 	}
-	// Undone last of the three below: by then the last close has started the
-	// removal, which takes its time.
+	// Undone after the last close, which starts the removal, which takes its
+	// time.
 	s.Undo("wait for the mapped device to go", func(ctx context.Context) error {
 		if err := dm.Remove(ctx, name, false); err != nil {
 			return err
 		}
 		return dm.WaitGone(ctx, name)
 	})
-	node, err := os.Open(m.Node)
-	if err != nil {
-		return "", fault.New(fault.IOError, "open mapped device", err)
-	}
-	s.Finally("close mapped device", func(context.Context) error { return node.Close() })
-	if err := dm.Remove(ctx, name, true); err != nil {
-		// Deactivation removes it explicitly anyway.
-		a.Log.Warn("the mapped device will not go by itself", "error", err)
-	}
+	s.Finally("close mapped device", func(context.Context) error { return hold.Close() })
 	return m.Node, nil
 }
 
