@@ -224,6 +224,24 @@ func TestOnlyWrongPasswordsAreOverruled(t *testing.T) {
 	}
 }
 
+// TestUpdateAgain: the last try of an update came as far as the header, and the
+// record in the home is worth nothing.
+func TestUpdateAgain(t *testing.T) {
+	h := newHouse(t)
+	r := h.record(2, oldPassword)
+	p := h.headed("again", r)
+	if err := os.WriteFile(filepath.Join(p.dir, identityName), []byte("no record"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.run(p, Update, r, nil, oldPassword); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(p.dir, identityName))
+	if err != nil || string(text) != string(r.Embedded().Pretty()) {
+		t.Errorf("in the home: %s, %v", text, err)
+	}
+}
+
 // TestMissingCopies: a home whose record a crash has emptied, or its user has
 // deleted or replaced, opens by the one of header or host.
 func TestMissingCopies(t *testing.T) {

@@ -188,6 +188,27 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
+// TestUpdateThatCannotBeSaved: offline, the host's record is all there is.
+func TestUpdateThatCannotBeSaved(t *testing.T) {
+	d := boot(t, t.TempDir())
+	if err := d.create(newRecord(t, "ann")); err != nil {
+		t.Fatal(err)
+	}
+	path := d.file("records", "ann.identity")
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	// No file can take the place of a directory.
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r, err := newRecord(t, "ann", "realName", "Ann").Edit().Set("lastChangeUSec", uint64(20)).Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kind(t, "an update that nobody saved", d.update(r, manager.Offline), fault.IOError)
+}
+
 // TestChangeOfForeignRecords: what others signed is not ours to change.
 func TestChangeOfForeignRecords(t *testing.T) {
 	d := boot(t, t.TempDir())
@@ -270,6 +291,16 @@ func TestCreateIsStrict(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// Without files nothing is said of them; with files they are those that the
+	// record names.
+	r, err := records.Parse([]byte(`{"userName":"ann","disposition":"regular","blobManifest":{"avatar":"`+strings.Repeat("0", 64)+`"}}`), records.BusCreate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = d.Do(t.Context(), manager.Operation{Verb: home.Create, Record: r, Secrets: d.secrets(password), Blobs: map[string]*os.File{}})
+	kind(t, "none of the files that the record names", err, fault.InvalidArgs)
+	d.state("ann", "")
+	kind(t, "no files", d.create(r), "")
 }
 
 // TestRemarksOnRecords: what does not count is said when a record is read.

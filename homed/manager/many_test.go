@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"testing"
 	"time"
 
@@ -63,9 +64,9 @@ func populate(t testing.TB, dir string, n int) config.Layout {
 }
 
 // serveMany runs a manager until the test ends or stop is called.
-func serveMany(t testing.TB, l config.Layout) (m *manager.Manager, stop func()) {
+func serveMany(t testing.TB, l config.Layout, accounts manager.Accounts) (m *manager.Manager, stop func()) {
 	t.Helper()
-	m, err := manager.New(manager.Options{Layout: l, Machine: records.Machine{ID: machineID, Hostname: "host"}, Accounts: noAccounts{}})
+	m, err := manager.New(manager.Options{Layout: l, Machine: records.Machine{ID: machineID, Hostname: "host"}, Accounts: accounts})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,10 +82,27 @@ func serveMany(t testing.TB, l config.Layout) (m *manager.Manager, stop func()) 
 	}
 }
 
+// TestNoUIDLeft: what cannot get a UID is not made. All tries take one that
+// somebody has.
+func TestNoUIDLeft(t *testing.T) {
+	m, stop := serveMany(t, populate(t, t.TempDir(), 1), everyone{})
+	defer stop()
+	_, err := m.Do(t.Context(), manager.Operation{Verb: home.Create, Record: newRecord(t, "ann"), Secrets: (&daemon{t: t}).secrets("correct horse battery")})
+	kind(t, "a home without a UID", err, fault.TooManyHomes)
+}
+
+// everyone has all numbers, and no name.
+type everyone struct{ noAccounts }
+
+func (everyone) UserExists(_ context.Context, key string) (bool, error) {
+	_, err := strconv.Atoi(key)
+	return err == nil, nil
+}
+
 // TestManyRecords: systemd-homed takes 500 and skips the others.
 func TestManyRecords(t *testing.T) {
 	const n = 700
-	m, stop := serveMany(t, populate(t, t.TempDir(), n))
+	m, stop := serveMany(t, populate(t, t.TempDir(), n), noAccounts{})
 	defer stop()
 	list, err := m.List(t.Context())
 	if err != nil || len(list) != n {
@@ -173,7 +191,7 @@ func BenchmarkHomes(b *testing.B) {
 			var size uint64
 			for b.Loop() {
 				before, begin := heap(), time.Now()
-				m, stop := serveMany(b, l)
+				m, stop := serveMany(b, l, noAccounts{})
 				start += time.Since(begin)
 				size += heap() - before
 				const rounds = 1000
