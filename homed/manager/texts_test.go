@@ -156,7 +156,7 @@ func TestTextsBesideChanges(t *testing.T) {
 // TestTextsAreKept: who asks again costs no record, and what is kept has a bound.
 func TestTextsAreKept(t *testing.T) {
 	const n = 1500
-	m, stop := serveMany(t, populate(t, t.TempDir(), n))
+	m, stop := serveMany(t, populate(t, t.TempDir(), n), noAccounts{})
 	defer stop()
 	ask := func(i int) {
 		h, err := m.Lookup(t.Context(), manager.Key{Name: fmt.Sprintf("user%d", i)})
