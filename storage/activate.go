@@ -45,6 +45,7 @@ func (f *flow) activate(ctx context.Context) (out *records.Record, err error) {
 		return nil, err
 	}
 	t.Step("record")
+	sweepHome(ctx, setup.Root, f.Log)
 	// First: a home that is full has no room for a new record either.
 	f.autoGrow(ctx, setup, got.Record)
 	if got.WriteHeader {

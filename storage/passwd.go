@@ -174,6 +174,7 @@ func (f *flow) writeCopies(ctx context.Context, s *Setup, got records.Reconciled
 		}
 	}
 	if got.WriteEmbedded {
+		sweepHome(ctx, s.Root, f.Log)
 		if err := writeIdentity(s.Root, got.Record.Record(), f.view.UID, f.view.GID, f.Rand); err != nil {
 			return err
 		}

@@ -134,6 +134,9 @@ func (k *killing) whole(p path) {
 	if text, err := os.ReadFile(letter); made && (err != nil || string(text) != tenure) {
 		k.Errorf("letter: %q, %v", text, err)
 	}
+	if left, _ := filepath.Glob(filepath.Join(w.Home(), ".#*")); len(left) > 0 {
+		k.Errorf("in the home: %q", left)
+	}
 	if err := os.WriteFile(letter, []byte(tenure), 0o600); err != nil {
 		k.Error(err)
 	}
