@@ -207,6 +207,12 @@ func TestUpdateThatCannotBeSaved(t *testing.T) {
 		t.Fatal(err)
 	}
 	kind(t, "an update that nobody saved", d.update(r, manager.Offline), fault.IOError)
+	// Files are put in place by a worker.
+	_, err = d.Do(t.Context(), manager.Operation{
+		Verb: home.Update, Key: manager.Key{Name: "ann"}, Record: r, Secrets: d.secrets(password),
+		Flags: manager.Offline, Blobs: map[string]*os.File{},
+	})
+	kind(t, "an update with files that nobody saved", err, fault.IOError)
 }
 
 // TestChangeOfForeignRecords: what others signed is not ours to change.
