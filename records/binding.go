@@ -77,6 +77,13 @@ func (r *Record) Binding(machineID string) (Binding, bool) {
 func (r *Record) WithBinding(machineID string, b Binding) *Record {
 	set := newObject()
 	for _, t := range b.texts() {
+		// The order is that of systemd-homed.
+		if t.key == "fileSystemType" && b.LUKSVolumeKeySize > 0 {
+			set.members = append(set.members, member{"luksVolumeKeySize", newUnsigned(uint64(b.LUKSVolumeKeySize))})
+		}
+		if t.key == "storage" && b.HasUID {
+			set.members = append(set.members, member{"uid", newUnsigned(uint64(b.UID))}, member{"gid", newUnsigned(uint64(b.GID))})
+		}
 		if *t.p == "" {
 			continue
 		}
@@ -85,12 +92,6 @@ func (r *Record) WithBinding(machineID string, b Binding) *Record {
 			v = newText(dashed(*t.p))
 		}
 		set.members = append(set.members, member{t.key, v})
-	}
-	if b.LUKSVolumeKeySize > 0 {
-		set.members = append(set.members, member{"luksVolumeKeySize", newUnsigned(uint64(b.LUKSVolumeKeySize))})
-	}
-	if b.HasUID {
-		set.members = append(set.members, member{"uid", newUnsigned(uint64(b.UID))}, member{"gid", newUnsigned(uint64(b.GID))})
 	}
 	all := r.doc.get("binding")
 	return r.withSection("binding", all.with(machineID, all.get(machineID).merge(set)))

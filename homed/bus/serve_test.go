@@ -31,8 +31,8 @@ const machineID = "1e36d111fc5f48a2b78ad6694f4b2b13"
 // nobody is a host without accounts of its own.
 type nobody struct{}
 
-func (nobody) UserExists(context.Context, string) (bool, error)  { return false, nil }
-func (nobody) GroupExists(context.Context, string) (bool, error) { return false, nil }
+func (nobody) User(context.Context, string) (string, error)  { return "", nil }
+func (nobody) Group(context.Context, string) (string, error) { return "", nil }
 
 // rig is a real manager on directories of the test's own, served on a bus of
 // the test's own.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"time"
 )
 
@@ -18,45 +19,50 @@ type getent struct{}
 // getentTime bounds a look-up: a directory server may be far.
 const getentTime = 30 * time.Second
 
-func (getent) UserExists(ctx context.Context, key string) (bool, error) {
+func (getent) User(ctx context.Context, key string) (string, error) {
 	return ask(ctx, "passwd", key)
 }
 
-func (getent) GroupExists(ctx context.Context, key string) (bool, error) {
+func (getent) Group(ctx context.Context, key string) (string, error) {
 	return ask(ctx, "group", key)
 }
 
-func ask(ctx context.Context, database, key string) (bool, error) {
+func ask(ctx context.Context, database, key string) (name string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, getentTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "getent", "--", database, key)
 	cmd.Stderr = os.Stderr
-	err := cmd.Run()
+	line, err := cmd.Output()
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
-		return true, nil
+		name, _, _ = strings.Cut(string(line), ":")
+		if name == "" {
+			return "", fmt.Errorf("look up %s in %s: getent prints %q", key, database, line)
+		}
+		return name, nil
 	case errors.As(err, &exit) && exit.ExitCode() == 2:
-		return false, nil
+		return "", nil
 	}
-	return false, fmt.Errorf("look up %s in %s: %w", key, database, err)
+	return "", fmt.Errorf("look up %s in %s: %w", key, database, err)
 }
 
-// accountExists says whether a "user" or a "group" has that name or id; "" if
-// neither. A look-up that fails counts as a yes: better no home than two owners.
-func (m *Manager) accountExists(ctx context.Context, key string) string {
+// account says whether a "user" or a "group" has that name or id, and its name;
+// "" if neither. A look-up that fails counts as a yes: better no home than two
+// owners.
+func (m *Manager) account(ctx context.Context, key string) (kind, name string) {
 	for _, a := range []struct {
-		kind   string
-		exists func(context.Context, string) (bool, error)
-	}{{"user", m.Accounts.UserExists}, {"group", m.Accounts.GroupExists}} {
-		yes, err := a.exists(ctx, key)
+		kind string
+		find func(context.Context, string) (string, error)
+	}{{"user", m.Accounts.User}, {"group", m.Accounts.Group}} {
+		name, err := a.find(ctx, key)
 		if err != nil {
 			m.log.Warn("cannot tell whether an account exists, taking it that it does", "account", key, "error", err)
-			return a.kind
+			return a.kind, "(unknown)"
 		}
-		if yes {
-			return a.kind
+		if name != "" {
+			return a.kind, name
 		}
 	}
-	return ""
+	return "", ""
 }

@@ -41,7 +41,7 @@ func (m *Manager) found(ctx context.Context, c candidate) error {
 	if err := m.ask(ctx, func() { known = m.names[c.name] != nil }); err != nil || known {
 		return err
 	}
-	if m.accountExists(ctx, c.name) != "" {
+	if kind, _ := m.account(ctx, c.name); kind != "" {
 		m.log.Info("ignoring an image, an account of that name exists", "HOME_USER", c.name, "path", c.path)
 		return nil
 	}

@@ -46,11 +46,12 @@ type Options struct {
 	RetryAfter, Grace time.Duration
 }
 
-// Accounts looks up users and groups that exist outside the set of homes. An
-// error counts as "exists". key is a name or a decimal id.
+// Accounts looks up users and groups that exist outside the set of homes, and
+// returns their names, empty if there are none. An error counts as "exists". key
+// is a name or a decimal id.
 type Accounts interface {
-	UserExists(ctx context.Context, key string) (bool, error)
-	GroupExists(ctx context.Context, key string) (bool, error)
+	User(ctx context.Context, key string) (string, error)
+	Group(ctx context.Context, key string) (string, error)
 }
 
 // Freezer stops and continues all processes of a user's sessions. That there

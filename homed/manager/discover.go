@@ -202,7 +202,11 @@ func (m *Manager) allocateUID(ctx context.Context, start uint32, name string) (u
 		return 0, err
 	}
 	return records.AllocateUID(start, name, func(uid uint32) bool {
-		return used[uid] || m.accountExists(ctx, fmt.Sprint(uid)) != ""
+		if used[uid] {
+			return true
+		}
+		kind, _ := m.account(ctx, fmt.Sprint(uid))
+		return kind != ""
 	}, m.Rand)
 }
 

@@ -140,6 +140,9 @@ func measureQuota(v *face, s *records.LiveStatus) {
 		return
 	}
 	used, limit, ok, err := presence.Quota(v.ImagePath, v.UID)
+	if errors.Is(err, presence.ErrNoEntry) {
+		s.DiskUsage = amount(0) // the word of systemd-homed for it
+	}
 	if err != nil || !ok {
 		return
 	}

@@ -260,8 +260,13 @@ func (s *sessions) since() string {
 
 type noAccounts map[string]bool
 
-func (a noAccounts) UserExists(_ context.Context, key string) (bool, error) { return a[key], nil }
-func (a noAccounts) GroupExists(context.Context, string) (bool, error)      { return false, nil }
+func (a noAccounts) User(_ context.Context, key string) (string, error) {
+	if a[key] {
+		return key, nil
+	}
+	return "", nil
+}
+func (a noAccounts) Group(context.Context, string) (string, error) { return "", nil }
 
 // daemon is a manager on a directory of its own, which outlives it.
 type daemon struct {

@@ -649,7 +649,7 @@ func (m *Manager) vet(ctx context.Context, r *records.Record, blobs map[string]*
 		return refuse(cmp.Or(aerr, err))
 	}
 	for _, n := range namesOf(r) {
-		switch m.accountExists(ctx, n) {
+		switch kind, _ := m.account(ctx, n); kind {
 		case "user":
 			return refuse(fault.Newf(fault.UserNameExists, op, "Specified user name %s exists in the NSS user database, refusing.", n))
 		case "group":
@@ -679,11 +679,11 @@ func (m *Manager) vet(ctx context.Context, r *records.Record, blobs map[string]*
 		if aerr := m.ask(ctx, func() { err = m.conflict(r, view) }); aerr != nil || err != nil {
 			return refuse(cmp.Or(aerr, err))
 		}
-		switch m.accountExists(ctx, fmt.Sprint(view.UID)) {
+		switch kind, name := m.account(ctx, fmt.Sprint(view.UID)); kind {
 		case "user":
-			return refuse(fault.Newf(fault.UIDInUse, op, "Specified UID %d already in use by an NSS user, refusing.", view.UID))
+			return refuse(fault.Newf(fault.UIDInUse, op, "Specified UID %d already in use by NSS user %s, refusing.", view.UID, name))
 		case "group":
-			return refuse(fault.Newf(fault.UIDInUse, op, "Specified UID %d already in use as GID by an NSS group, refusing.", view.UID))
+			return refuse(fault.Newf(fault.UIDInUse, op, "Specified UID %d already in use as GID by NSS group %s, refusing.", view.UID, name))
 		}
 	} else {
 		uid, err := m.allocateUID(ctx, m.ownerOf(view), r.UserName())

@@ -1,7 +1,6 @@
 package manager
 
 import (
-	"fmt"
 	"time"
 
 	"hearth/homed/home"
@@ -61,7 +60,7 @@ func (m *Manager) admitStranger(e *entry, op *Operation) error {
 func tooMany(op string, now, next uint64) error {
 	text := "Too many login attempts, please try again later."
 	if wait := time.Duration(next-now) * time.Microsecond; next > now && wait < 24*time.Hour {
-		text = fmt.Sprintf("Too many login attempts, please try again in %s!", max(wait.Round(time.Second), time.Second))
+		text = "Too many login attempts, please try again in " + records.Timespan(uint64(max(wait.Round(time.Second), time.Second)/time.Microsecond), 1e6) + "!"
 	}
 	return fault.Newf(fault.AuthenticationLimit, op, "%s", text)
 }

@@ -314,7 +314,7 @@ func TestNoQuota(t *testing.T) {
 	before := w.Record
 	w.Record = w.With(t, map[string]any{"diskSize": 32 << 20, "lastChangeUSec": w.Record.LastChangeUSec() + 1})
 	w.Refused(t, storage.Resize, storagetest.Password, fault.NotSupported)
-	if _, _, ok, err := presence.Quota(w.View().ImagePath, storagetest.UID); ok || err != nil {
+	if _, _, ok, err := presence.Quota(w.View().ImagePath, storagetest.UID); ok || !errors.Is(err, presence.ErrNoEntry) {
 		t.Errorf("a quota is there: %v, %v", ok, err)
 	}
 	w.Record = before

@@ -10,8 +10,12 @@ import (
 	"hearth/storage/quota"
 )
 
+// ErrNoEntry says that nothing is counted of this user where users could be.
+var ErrNoEntry = quota.ErrNoEntry
+
 // Quota returns what is counted of a home that is a directory, in bytes: what
-// it takes and its limit, 0 for none. ok is false where nothing is counted. It
+// it takes and its limit, 0 for none. ok is false where nothing is counted; the
+// error is ErrNoEntry where only nothing is counted of this user. It
 // opens the area for a moment, not the home directory: that might be on its
 // way to be unmounted.
 func Quota(imagePath string, uid uint32) (used, limit uint64, ok bool, err error) {
@@ -22,7 +26,7 @@ func Quota(imagePath string, uid uint32) (used, limit uint64, ok bool, err error
 	dir := os.NewFile(uintptr(fd), imagePath)
 	defer func() { _ = dir.Close() }()
 	f, err := quota.Read(dir, uid)
-	if errors.Is(err, quota.ErrNone) {
+	if errors.Is(err, quota.ErrNone) && !errors.Is(err, ErrNoEntry) {
 		return 0, 0, false, nil
 	}
 	return f.Used, f.Limit, err == nil, err

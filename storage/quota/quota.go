@@ -15,6 +15,10 @@ import (
 // ErrNone says that the file system keeps no quota, or has it switched off.
 var ErrNone = errors.New("no quota here")
 
+// ErrNoEntry is an ErrNone of a file system that could count by user, and has
+// nothing on this one. The kernel does not tell it from counting switched off.
+var ErrNoEntry = fmt.Errorf("%w for the user", ErrNone)
+
 // Figures are what is counted, in bytes.
 type Figures struct {
 	Used  uint64
@@ -124,7 +128,9 @@ func userError(op string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.ENOTTY), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EOPNOTSUPP):
+	case errors.Is(err, unix.ESRCH):
+		return fmt.Errorf("%s: %w (%v)", op, ErrNoEntry, err)
+	case errors.Is(err, unix.ENOTTY), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("%s: %w (%v)", op, ErrNone, err)
 	}
 	return fmt.Errorf("%s: %w", op, err)
