@@ -86,16 +86,26 @@ func (m *Manager) storeRecord(e *entry, s records.Subject) {
 	m.put(e)
 }
 
-// add takes a home into the set.
+// add takes a new home into the set.
 func (m *Manager) add(s records.Subject, h home.Home) *entry {
+	e := m.join(s, h)
+	m.makeBlobDir(e)
+	return e
+}
+
+func (m *Manager) join(s records.Subject, h home.Home) *entry {
 	e := &entry{name: s.Record().UserName(), home: h}
 	m.homes[e.name] = e
 	m.adopt(e, s)
-	// The directory is there with the home, also while nothing is in it.
+	return e
+}
+
+// makeBlobDir makes the directory for pictures, which is there with the home,
+// also while nothing is in it.
+func (m *Manager) makeBlobDir(e *entry) {
 	if err := os.MkdirAll(m.blobDir(e), 0o755); err != nil {
 		m.logOf(e).Warn("cannot make the directory for pictures", "error", err)
 	}
-	return e
 }
 
 func (m *Manager) blobDir(e *entry) string { return filepath.Join(m.Layout.BlobDir, e.name) }

@@ -11,7 +11,7 @@ import (
 // LoadRecord reads the record of that name from the disk. It is for a manager
 // that is not running.
 func (m *Manager) LoadRecord(name string) (err error) {
-	m.handle(func() { err = m.loadRecord(name) })
+	m.handle(func() { _, err = m.loadRecord(name) })
 	return err
 }
 
@@ -56,3 +56,6 @@ func (m *Manager) Kept() (size, really int) {
 
 // MaxTexts is the most that is kept.
 const MaxTexts = maxTexts
+
+// ReadRegular reads the file of a record.
+var ReadRegular = readRegular

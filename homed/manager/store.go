@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -37,6 +38,9 @@ func (m *Manager) loadRecords() error {
 	if err != nil {
 		return fmt.Errorf("load records: %w", err)
 	}
+	// With thousands of homes, a look for each that nearly always finds nothing
+	// costs more than its record.
+	blobs, run := namesIn(m.Layout.BlobDir), namesIn(m.Layout.RunDir)
 	for _, d := range list {
 		if unfinishedRecord.MatchString(d.Name()) && d.Type().IsRegular() {
 			if err := os.Remove(filepath.Join(m.Layout.RecordDir, d.Name())); err != nil {
@@ -48,60 +52,123 @@ func (m *Manager) loadRecords() error {
 		if !ok || !d.Type().IsRegular() || !records.ValidName(name) {
 			continue
 		}
-		if err := m.loadRecord(name); err != nil {
+		e, err := m.loadRecord(name)
+		if err != nil {
 			m.log.Warn("ignoring the record", "HOME_USER", name, "file", m.recordPath(name), "error", err)
+		}
+		if e == nil {
+			continue
+		}
+		if !blobs[name] {
+			m.makeBlobDir(e)
+		}
+		if run[filepath.Base(m.notePath(e))] || run[filepath.Base(m.fifoPath(e, home.DontSuspend))] || run[filepath.Base(m.fifoPath(e, home.PleaseSuspend))] {
+			m.recoverReferences(e)
 		}
 	}
 	return nil
 }
 
-func (m *Manager) loadRecord(name string) error {
-	path := m.recordPath(name)
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
+// namesIn are the names of what is in a directory; of one that cannot be read
+// there are none.
+func namesIn(dir string) map[string]bool {
+	list, _ := os.ReadDir(dir)
+	names := make(map[string]bool, len(list))
+	for _, d := range list {
+		names[d.Name()] = true
 	}
-	if t := bytes.Join(bytes.Fields(text), nil); len(t) == 0 || string(t) == "{}" {
+	return names
+}
+
+// readRegular is os.ReadFile without what that does for files of other kinds.
+func readRegular(path string) ([]byte, error) {
+	retry := func(f func() (int, error)) (n int, err error) {
+		for {
+			if n, err = f(); !errors.Is(err, unix.EINTR) {
+				return n, err
+			}
+		}
+	}
+	fd, err := retry(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer func() { _ = unix.Close(fd) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	// One byte more, so that the first read meets the end.
+	for text := make([]byte, 0, min(st.Size, records.MaxFile)+1); ; {
+		n, err := retry(func() (int, error) { return unix.Read(fd, text[len(text):cap(text)]) })
+		if err != nil {
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		switch text = text[:len(text)+n]; {
+		case n == 0, len(text) < cap(text):
+			return text, nil
+		case len(text) > records.MaxFile:
+			return text, nil // too much for a record, which says so
+		}
+		text = slices.Grow(text, len(text))
+	}
+}
+
+// blank reports whether a file holds nothing, or an object of nothing.
+func blank(text []byte) bool {
+	text = bytes.TrimSpace(text)
+	inner, object := bytes.CutPrefix(text, []byte("{"))
+	inner, closed := bytes.CutSuffix(inner, []byte("}"))
+	return len(text) == 0 || object && closed && len(bytes.TrimSpace(inner)) == 0
+}
+
+// loadRecord reads one record, and returns its home unless there is none.
+func (m *Manager) loadRecord(name string) (*entry, error) {
+	path := m.recordPath(name)
+	text, err := readRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	if blank(text) {
 		m.log.Info("deleting an empty record", "file", path)
-		return os.Remove(path)
+		return nil, os.Remove(path)
 	}
 	r, err := records.Parse(text, records.HostFile)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if r.UserName() != name {
-		return fmt.Errorf("it is that of %q", r.UserName())
+		return nil, fmt.Errorf("it is that of %q", r.UserName())
 	}
 	v, err := m.keys.Vouch(r)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := r.Suitable(m.Machine); err != nil {
-		return err
+		return nil, err
 	}
 	if o := m.find(Key{UID: v.View(m.Machine).UID, ByUID: true}); o != nil {
-		return fmt.Errorf("its UID is that of %s", o.name)
+		return nil, fmt.Errorf("its UID is that of %s", o.name)
 	}
-	e := m.add(v, home.Home{})
+	e := m.join(v, home.Home{})
 	e.saved = true
-	m.remarkOn(e)
-	if m.look(e) == home.SeenMounted && m.suspended(m.logOf(e), e.name) {
+	m.remarkOn(e, v.Record())
+	seen := m.look(e)
+	if seen == home.SeenMounted && m.suspended(m.logOf(e), e.name) {
 		// Locked before a restart. To take it for active would hang.
 		e.home.Stored = home.Locked
 	}
-	m.logOf(e).Info("record is "+v.Verdict().String()+", accepting it", "HOME_STATE", string(e.home.State(m.look(e))))
-	if m.look(e) == home.SeenMounted {
+	m.logOf(e).Info("record is "+v.Verdict().String()+", accepting it", "HOME_STATE", string(e.home.State(seen)))
+	if seen == home.SeenMounted {
 		m.settle(e)
 		m.retakeLock(e)
 	}
-	m.recoverReferences(e)
-	return nil
+	return e, nil
 }
 
 // remarkOn says what of a record does not count, and what may stop another
 // daemon from accepting it.
-func (m *Manager) remarkOn(e *entry) {
-	r := e.subject.Record()
+func (m *Manager) remarkOn(e *entry, r *records.Record) {
 	for _, why := range r.Ignored(m.Machine) {
 		m.logOf(e).Warn("ignoring a field of the record", "field", why)
 	}

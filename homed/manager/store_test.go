@@ -1,7 +1,10 @@
 package manager_test
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +13,7 @@ import (
 	"hearth/homed/manager"
 	"hearth/internal/steps"
 	"hearth/internal/testenv"
+	"hearth/records"
 )
 
 // savesTo has the test program save a record there, followed by the test.
@@ -108,5 +112,37 @@ func TestLoadSweepsRecords(t *testing.T) {
 		if exists(d.file("records", name)) != stays {
 			t.Errorf("%s: stays %v", name, !stays)
 		}
+	}
+}
+
+// TestReadRegular: a file is read to its end, however its size was when that was
+// asked for, and no further than a record can be long.
+func TestReadRegular(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	for _, n := range []int{0, 1, 4096, 1 << 20} {
+		want := bytes.Repeat([]byte("x"), n)
+		if err := os.WriteFile(path, want, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := manager.ReadRegular(path); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d bytes: %d, %v", n, len(got), err)
+		}
+	}
+	if err := os.Truncate(path, 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := manager.ReadRegular(path); err != nil || len(got) != records.MaxFile+1 {
+		t.Errorf("a file without an end: %d, %v", len(got), err)
+	}
+	// Of files of the kernel's making the size is not known before.
+	want, err := os.ReadFile("/proc/self/limits")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := manager.ReadRegular("/proc/self/limits"); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := manager.ReadRegular(path + ".none"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
 	}
 }
