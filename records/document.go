@@ -533,7 +533,7 @@ func (s *scanner) number(raw []byte, whole bool) (*value, error) {
 }
 
 // words are what stands in nearly every record: one copy serves all.
-var words = map[string]string{}
+var words = make(map[string]string, 180)
 
 func init() {
 	for _, w := range []string{"privileged", "secret", "binding", "perMachine", "status", "signature", "data", "key", "type", RecoveryKeyType,

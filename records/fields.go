@@ -43,7 +43,7 @@ const (
 
 // fields has a row for every field of USER_RECORD but those of the secret
 // section; the values stand below. What is not here is kept and ignored.
-var fields = map[string]field{}
+var fields = make(map[string]field, 160)
 
 // tokenKey, tokenSalt and recoveryKey are the objects in the lists of what
 // unlocks a home.

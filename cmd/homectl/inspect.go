@@ -82,7 +82,7 @@ func (c *command) inspectOne(ctx context.Context, client *home1.Client, arg stri
 // fetch gets a record by name or, where the argument is one, by UID.
 func fetch(ctx context.Context, client *home1.Client, arg string) (text []byte, incomplete bool, err error) {
 	n, e := strconv.ParseUint(arg, 10, 32)
-	if e != nil || !uidForm.MatchString(arg) || n == 65535 || n == 1<<32-1 {
+	if e != nil || !uidForm().MatchString(arg) || n == 65535 || n == 1<<32-1 {
 		return client.GetUserRecordByName(ctx, arg)
 	}
 	reply, err := client.Query(ctx, "GetUserRecordByUID", uint32(n))

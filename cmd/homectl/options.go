@@ -44,7 +44,7 @@ func allOptions() []option {
 			if arg == ".host" || arg == "root@.host" {
 				return nil
 			}
-			if name := arg[strings.LastIndexByte(arg, '@')+1:]; !hostName.MatchString(name) {
+			if name := arg[strings.LastIndexByte(arg, '@')+1:]; !hostName().MatchString(name) {
 				return usagef("Invalid --machine= specified: %s", arg)
 			}
 			return usagef("Option --machine is not available yet.")

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -141,7 +140,7 @@ func setLanguages(a *assembly, _ *property, arg string) error {
 		all = append([]any{first}, more...)
 	}
 	for _, l := range strings.FieldsFunc(arg, func(r rune) bool { return r == ',' || r == ':' }) {
-		if !localeName.MatchString(l) {
+		if !localeName().MatchString(l) {
 			return usagef("Locale '%s' is not valid.", l)
 		}
 		all = names(all, l, ",")
@@ -158,11 +157,11 @@ func setLanguages(a *assembly, _ *property, arg string) error {
 	return nil
 }
 
-var localeName = regexp.MustCompile(`^[A-Za-z0-9_.@-]{1,127}$`)
+var localeName = form(`^[A-Za-z0-9_.@-]{1,127}$`)
 
 func setEnvironment(a *assembly, p *property, arg string) error {
 	name, value, given := strings.Cut(arg, "=")
-	if !envName.MatchString(name) || !utf8.ValidString(value) {
+	if !envName().MatchString(name) || !utf8.ValidString(value) {
 		return usagef("Cannot assign environment variable %s: Invalid argument", arg)
 	}
 	if !given {
@@ -483,7 +482,7 @@ var properties = []property{
 
 func anyOf(n uint64, err error) (any, error) { return n, err }
 
-var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
+var hostName = form(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
 
 // cifsService accepts //host/share[/dir…]; the first character is the
 // delimiter, slash or backslash.
@@ -495,7 +494,7 @@ func cifsService(s string) bool {
 	if len(parts) < 2 {
 		return false
 	}
-	if _, err := netip.ParseAddr(parts[0]); err != nil && !hostName.MatchString(parts[0]) {
+	if _, err := netip.ParseAddr(parts[0]); err != nil && !hostName().MatchString(parts[0]) {
 		return false
 	}
 	for _, p := range parts[1:] {

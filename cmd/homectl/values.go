@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -142,12 +143,18 @@ func parseSize(s string) (uint64, error) {
 	return sum, nil
 }
 
-var percentForm = regexp.MustCompile(`^([0-9]+)(?:\.([0-9]{1,2}))?(%|‰|‱)$`)
+// form is a regular expression that is made when it is needed: most commands need
+// none, and all of them together take a third of a command's start.
+func form(expression string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
+}
+
+var percentForm = form(`^([0-9]+)(?:\.([0-9]{1,2}))?(%|‰|‱)$`)
 
 // parsePercent reads a share and returns it scaled to 2^32-1, with a resolution
 // of a hundredth of a percent.
 func parsePercent(s string) (uint64, bool) {
-	m := percentForm.FindStringSubmatch(s)
+	m := percentForm().FindStringSubmatch(s)
 	if m == nil {
 		return 0, false
 	}
@@ -346,12 +353,12 @@ func parseMode(s string) (uint64, error) {
 	return n, nil
 }
 
-var uidForm = regexp.MustCompile(`^(0|[1-9][0-9]*)$`)
+var uidForm = form(`^(0|[1-9][0-9]*)$`)
 
 // parseUID refuses what no person may have.
 func parseUID(s string) (uint64, error) {
 	n, err := strconv.ParseUint(s, 10, 32)
-	if err != nil || !uidForm.MatchString(s) || n == 65535 || n == math.MaxUint32 {
+	if err != nil || !uidForm().MatchString(s) || n == 65535 || n == math.MaxUint32 {
 		return 0, usagef("Failed to parse UID '%s'.", s)
 	}
 	switch {
@@ -367,7 +374,7 @@ func parseUID(s string) (uint64, error) {
 	return n, nil
 }
 
-var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+var envName = form(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 var rlimitKinds = map[string]string{
 	"FSIZE": "size", "DATA": "size", "STACK": "size", "CORE": "size", "RSS": "size", "AS": "size", "MEMLOCK": "size", "MSGQUEUE": "size",

@@ -125,7 +125,7 @@ func (m *Manager) scan(ctx context.Context, root string) {
 	}
 	for _, d := range list {
 		path := filepath.Join(root, d.Name())
-		if leftover.MatchString(d.Name()) {
+		if leftover(d.Name()) {
 			m.sweep(path)
 			continue
 		}

@@ -59,3 +59,6 @@ const MaxTexts = maxTexts
 
 // ReadRegular reads the file of a record.
 var ReadRegular = readRegular
+
+// The names of what was never finished.
+var Leftover, UnfinishedRecord, UnfinishedBlobs = leftover, unfinishedRecord, unfinishedBlobs

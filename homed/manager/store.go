@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,7 +25,11 @@ func (m *Manager) recordPath(name string) string {
 
 // unfinishedRecord is the name of a record that was being written, the same as
 // systemd-homed's: nobody else writes records while we start.
-var unfinishedRecord = regexp.MustCompile(`^\.#.+\.identity[0-9a-f]+$`)
+func unfinishedRecord(name string) bool {
+	name, ok := suffixed(name, 1, len(name))
+	name, is := strings.CutSuffix(name, recordSuffix)
+	return ok && is && len(name) > 2 && strings.HasPrefix(name, ".#")
+}
 
 // loadRecords reads the host's records. One that is not in order is left where
 // it is, with a warning; its home may then be found by its image.
@@ -42,7 +45,7 @@ func (m *Manager) loadRecords() error {
 	// costs more than its record.
 	blobs, run := namesIn(m.Layout.BlobDir), namesIn(m.Layout.RunDir)
 	for _, d := range list {
-		if unfinishedRecord.MatchString(d.Name()) && d.Type().IsRegular() {
+		if unfinishedRecord(d.Name()) && d.Type().IsRegular() {
 			if err := os.Remove(filepath.Join(m.Layout.RecordDir, d.Name())); err != nil {
 				m.log.Warn("cannot delete a record that was never finished", "file", d.Name(), "error", err)
 			}

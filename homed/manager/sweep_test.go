@@ -4,12 +4,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"hearth/homed/manager"
 	"hearth/internal/testenv"
 )
 
@@ -104,5 +106,44 @@ func TestAttachedLeftoverStays(t *testing.T) {
 	boot(t, dir)
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
 		t.Errorf("detached, and still there: %v", err)
+	}
+}
+
+// TestUnfinishedNames: by what name we know what was never finished, in the form
+// in which such names are written elsewhere.
+func TestUnfinishedNames(t *testing.T) {
+	const hex = "0123456789abcdef"
+	parts := []string{"", ".", ".#", ".#homework", "x", "a", ".home", ".homedir", ".identity", "dir", hex, hex[:15], hex + "a", "0", "f", "g", "F", "é"}
+	forms := []struct {
+		is   func(string) bool
+		form *regexp.Regexp
+	}{
+		{manager.Leftover, regexp.MustCompile(`^\.#homework.+\.home(dir)?[0-9a-f]{16}$`)},
+		{manager.UnfinishedRecord, regexp.MustCompile(`^\.#.+\.identity[0-9a-f]+$`)},
+		{manager.UnfinishedBlobs, regexp.MustCompile(`^\.#.+[0-9a-f]{16}$`)},
+	}
+	seen := map[int]int{}
+	for _, a := range parts {
+		for _, b := range parts {
+			for _, c := range parts {
+				for _, d := range parts {
+					name := a + b + c + d
+					for i, f := range forms {
+						want := f.form.MatchString(name)
+						if f.is(name) != want {
+							t.Errorf("%q: %v, want %v", name, !want, want)
+						}
+						if want {
+							seen[i]++
+						}
+					}
+				}
+			}
+		}
+	}
+	for i := range forms {
+		if seen[i] == 0 {
+			t.Errorf("no name of form %d was tried", i)
+		}
 	}
 }
