@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"sort"
 	"strconv"
 	"strings"
@@ -86,8 +87,8 @@ func (c *command) table(rows [][]string, colour func(column int, cell string) st
 	if squeeze != nil {
 		squeeze(width)
 	}
+	var b strings.Builder // written at once: a call to the kernel for each row takes longer than the row
 	for n, r := range rows {
-		var b strings.Builder
 		for i, cell := range r {
 			cell = cut(cell, width[i])
 			pad := strings.Repeat(" ", width[i]-utf8.RuneCountInString(cell))
@@ -106,8 +107,9 @@ func (c *command) table(rows [][]string, colour func(column int, cell string) st
 				b.WriteByte(' ')
 			}
 		}
-		fmt.Fprintln(c.out, b.String())
+		b.WriteByte('\n')
 	}
+	_, _ = io.WriteString(c.out, b.String())
 }
 
 var stateColour = map[string]string{
