@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +16,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"hearth/homed/home1"
 	"hearth/records"
@@ -76,17 +80,68 @@ func makeRecords(args []string) error {
 
 // line is a connection to the service's user database.
 type line struct {
-	net.Conn
+	io.ReadWriteCloser
 	r *bufio.Reader
 }
+
+func newLine(c io.ReadWriteCloser) *line { return &line{c, bufio.NewReaderSize(c, 1<<16)} }
 
 func dialUsers() (*line, error) {
 	c, err := net.Dial("unix", socket)
 	if err != nil {
 		return nil, err
 	}
-	return &line{c, bufio.NewReaderSize(c, 1<<16)}, nil
+	return newLine(c), nil
 }
+
+// bare is a socket that is read and written as a program in C would. On one
+// processor what Go does around a call that blocks takes as long as the answer,
+// and with that hides half of the difference between two services.
+type bare int
+
+func dialBare() (*line, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: socket}); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return newLine(bare(fd)), nil
+}
+
+func (b bare) call(number uintptr, p []byte) (int, error) {
+	for {
+		n, _, e := unix.RawSyscall(number, uintptr(b), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		switch {
+		case e == unix.EINTR:
+		case e != 0:
+			return 0, e
+		default:
+			return int(n), nil
+		}
+	}
+}
+
+func (b bare) Read(p []byte) (int, error) {
+	n, err := b.call(unix.SYS_READ, p)
+	if n == 0 && err == nil {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (b bare) Write(p []byte) (done int, err error) {
+	for done < len(p) && err == nil {
+		var n int
+		n, err = b.call(unix.SYS_WRITE, p[done:])
+		done += n
+	}
+	return done, err
+}
+
+func (b bare) Close() error { return unix.Close(int(b)) }
 
 // request is a call as the wire has it.
 func request(method string, parameters map[string]any, more bool) []byte {
@@ -159,7 +214,7 @@ func lookups(ctx context.Context, args []string) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	l, err := dialUsers()
+	l, err := dialBare()
 	if err != nil {
 		return err
 	}
@@ -184,7 +239,7 @@ func lookups(ctx context.Context, args []string) error {
 		return err
 	}
 	err = each("new connection, by name", *times/2, func(i int) error {
-		l, err := dialUsers()
+		l, err := dialBare()
 		if err != nil {
 			return err
 		}
