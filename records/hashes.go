@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	yescrypt "github.com/openwall/yescrypt-go"
-
 	"hearth/internal/fault"
 	"hearth/internal/secret"
 	"hearth/internal/trace"
@@ -25,11 +23,11 @@ func HashPassword(p *secret.Bytes, rand io.Reader) (string, error) {
 	if _, err := io.ReadFull(rand, salt[:]); err != nil {
 		return "", fmt.Errorf("hash password: %w", err)
 	}
-	setting := append([]byte("$y$j9T$"), encode64(salt[:])...)
+	setting := "$y$j9T$" + encode64(salt[:])
 	var out string
 	err := p.Use(func(b []byte) error {
-		h, err := yescrypt.Hash(b, setting)
-		out = string(h)
+		var err error
+		out, err = yescrypt(b, setting)
 		return err
 	})
 	if err != nil {
