@@ -17,7 +17,7 @@ func TestPrograms(t *testing.T) {
 	p.enable()
 	p.quickStop()
 	p.create("ann")
-	p.MustSh("useradd --create-home --shell /bin/bash bob")
+	p.MustSh("useradd --create-home --shell /bin/bash bob && echo 'bob:bobs-password' | chpasswd")
 	p.cron()
 	p.programs()
 }
@@ -45,14 +45,16 @@ func (p *product) programs() {
 		needLong(t)
 		p := &product{p.With(t), t}
 		p.MustSh(`mkdir -p /etc/polkit-1/rules.d; echo 'polkit.addAdminRule(function(action, subject) { return ["unix-user:ann"]; });' >/etc/polkit-1/rules.d/10-ann.rules; chmod -R a+rX /etc/polkit-1; systemctl restart polkit.service`)
-		// Her home is closed, and nobody but her may allow it.
-		l := p.Terminal("setpriv", "--reuid=bob", "--regid=bob", "--clear-groups", "env", "PASSWORD="+password, "homectl", "authenticate", "bea")
+		// Her home is closed, and nobody but her may allow it. Bob has logged in:
+		// of whoever is in no session polkit finds no agent.
+		l := p.Terminal("login", "-f", "bob")
+		l.Expect(`bob@.*\$ ?$`, 40*time.Second)
+		l.Send("PASSWORD='" + password + "' homectl authenticate bea; echo ENDED$?\n")
 		l.Expect(`Authenticating as: ann[\s\S]*Password: ?$`, 40*time.Second)
 		insist(t, l, "wrong", `Sorry, try again: ?$`)
 		insist(t, l, password, `AUTHENTICATION COMPLETE`)
-		if code := l.Wait(); code != 0 {
-			t.Errorf("homectl ended with %d: %s", code, l.Transcript())
-		}
+		l.Expect("ENDED0", 40*time.Second)
+		logout(l)
 		if out := p.MustSh("journalctl -b -o cat -t polkit-agent-helper-1"); !strings.Contains(out, "pam_home(polkit-1:auth): Home for user ann successfully acquired.") {
 			t.Errorf("polkit's helper says:\n%s", out)
 		}
@@ -77,8 +79,17 @@ func (p *product) programs() {
 		if c := p.classes("ann"); c != "manager user" {
 			t.Errorf("her sessions are %q\n%s", c, p.Sh("loginctl; journalctl -b -n 60").Stdout)
 		}
+		// greetd hands no XDG_SESSION_CLASS on, so the login manager is asked.
+		const session = `env | sed -n 's/^\(\(XDG\|SYSTEMD\)_[A-Z_]*\)=.*/\1/p' | sort; loginctl show-session -P Class $XDG_SESSION_ID`
+		hers := says(l, session)
 		l.Send("exit\n")
 		l.Expect(`login: ?$`, 40*time.Second) // the greeter is back
+		// Whom we have nothing to do with has the same of a session.
+		insist(t, l, "bob", `Password: ?$`)
+		insist(t, l, "bobs-password", `bob@.*\$ ?$`)
+		if his := says(l, session); hers != "SYSTEMD_HOME\nSYSTEMD_HOME_SUSPEND\n"+his || !strings.HasSuffix(hers, "\nuser\n") {
+			t.Errorf("her session has\n%shis has\n%s", hers, his)
+		}
 		l.Close()
 		p.MustSh("pkill -x greetd || :")
 		p.becomes("ann", "inactive")
