@@ -101,6 +101,19 @@ func TestChangePassword(t *testing.T) {
 	}
 }
 
+// keepsNoRecord has the daemon find no place any more for the record of a home.
+func (d *daemon) keepsNoRecord(name string) {
+	d.t.Helper()
+	path := d.file("records", name+".identity")
+	if err := os.Rename(path, path+".away"); err != nil {
+		d.t.Fatal(err)
+	}
+	// No file can take the place of a directory.
+	if err := os.Mkdir(path, 0o700); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
 // TestChangePasswordThatCannotBeSaved: what was told to have failed must not
 // come true later.
 func TestChangePasswordThatCannotBeSaved(t *testing.T) {
@@ -112,14 +125,7 @@ func TestChangePasswordThatCannotBeSaved(t *testing.T) {
 	if err := d.create(r); err != nil {
 		t.Fatal(err)
 	}
-	path := d.file("records", "ann.identity")
-	if err := os.Rename(path, path+".away"); err != nil {
-		t.Fatal(err)
-	}
-	// No file can take the place of a directory.
-	if err := os.Mkdir(path, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	d.keepsNoRecord("ann")
 	if err := d.change("ann", "another one", password); err == nil {
 		t.Fatal("a change that nobody saved succeeded")
 	}
@@ -194,14 +200,7 @@ func TestUpdateThatCannotBeSaved(t *testing.T) {
 	if err := d.create(newRecord(t, "ann")); err != nil {
 		t.Fatal(err)
 	}
-	path := d.file("records", "ann.identity")
-	if err := os.Rename(path, path+".away"); err != nil {
-		t.Fatal(err)
-	}
-	// No file can take the place of a directory.
-	if err := os.Mkdir(path, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	d.keepsNoRecord("ann")
 	r, err := newRecord(t, "ann", "realName", "Ann").Edit().Set("lastChangeUSec", uint64(20)).Record()
 	if err != nil {
 		t.Fatal(err)
