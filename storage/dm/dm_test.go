@@ -213,7 +213,7 @@ func TestHeld(t *testing.T) {
 	if err := dm.WaitGone(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
-	if _, hold, err := dm.CreateHeld(t.Context(), n, "", sectors, "linear", params+"000000000", dm.Options{}); err == nil || hold != nil {
+	if _, hold, err := dm.CreateHeld(t.Context(), n, "", sectors, "linear", fmt.Sprintf("%d:%d 1000000000", below.Major, below.Minor), dm.Options{}); err == nil || hold != nil {
 		t.Errorf("a table that cannot be: %v", err)
 	}
 }
