@@ -94,9 +94,11 @@ func TestNoUIDLeft(t *testing.T) {
 // everyone has all numbers, and no name.
 type everyone struct{ noAccounts }
 
-func (everyone) UserExists(_ context.Context, key string) (bool, error) {
-	_, err := strconv.Atoi(key)
-	return err == nil, nil
+func (everyone) User(_ context.Context, key string) (string, error) {
+	if _, err := strconv.Atoi(key); err == nil {
+		return "number" + key, nil
+	}
+	return "", nil
 }
 
 // TestManyRecords: systemd-homed takes 500 and skips the others.
