@@ -166,7 +166,8 @@ func (f *flow) shiftInactive(s *Setup) error {
 }
 
 // writeCopies brings the copies of the record in the area up to date, those
-// that are not.
+// that are not. A home that is full has no room for its own: the header's and
+// the host's are newer then, and an activation that finds room writes it.
 func (f *flow) writeCopies(ctx context.Context, s *Setup, got records.Reconciled) error {
 	if keeper, ok := f.backend.(HeaderKeeper); ok && got.WriteHeader {
 		if err := keeper.WriteHeader(ctx, s, got.Record.Embedded().Compact()); err != nil {
@@ -175,7 +176,11 @@ func (f *flow) writeCopies(ctx context.Context, s *Setup, got records.Reconciled
 	}
 	if got.WriteEmbedded {
 		sweepHome(ctx, s.Root, f.Log)
-		if err := writeIdentity(s.Root, got.Record.Record(), f.view.UID, f.view.GID, f.Rand); err != nil {
+		err := writeIdentity(s.Root, got.Record.Record(), f.view.UID, f.view.GID, f.Rand)
+		if fault.Is(err, fault.NoDiskSpace) {
+			f.Log.Warn("no room for the record in the home", "error", err)
+			got.WriteEmbedded = false
+		} else if err != nil {
 			return err
 		}
 	}

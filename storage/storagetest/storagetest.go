@@ -90,6 +90,7 @@ func Run(t *testing.T, k Kind) {
 		{"EmptyIdentity", emptyIdentity},
 		{"FullDisk", fullDisk},
 		{"FullDiskLater", fullDiskLater},
+		{"FullHome", fullHome},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, New(t, k)) })
 	}
@@ -786,6 +787,66 @@ func fullDiskLater(t *testing.T, w *World) {
 	w.holds(t, "letter", "dear ann")
 	if !strings.Contains(w.Log.String(), "not enough disk space") {
 		t.Error("nobody was told")
+	}
+	w.Must(t, storage.Deactivate, "")
+	w.Must(t, storage.Remove, "")
+}
+
+// fullHome: whose home is full gets in, and changes record and password; the
+// copy in the home follows when there is room.
+func fullHome(t *testing.T, w *World) {
+	switch {
+	case !w.Kind.Image:
+		w.small(t, 5)
+	case w.Kind.Fields["fileSystemType"] != "ext4":
+		t.Skip("one file system is enough: btrfs has room for small files beside the others")
+	}
+	w.Must(t, storage.Create, Password)
+	w.Must(t, storage.Activate, Password)
+	before := string(w.Record.Embedded().Pretty())
+	fill, err := os.Create(filepath.Join(w.Home(), "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := int64(0)
+	for size := int64(1 << 30); size >= 4096; size /= 2 {
+		for err = nil; err == nil; {
+			if err = unix.Fallocate(int(fill.Fd()), 0, at, size); err == nil {
+				at += size
+			}
+		}
+	}
+	_ = fill.Close()
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the home did not fill up: %v", err)
+	}
+	const next = "another horse battery"
+	change := func(verb string, fields map[string]any, passwords ...string) {
+		t.Helper()
+		w.Log.Reset()
+		if _, err := w.Change(verb, w.With(t, fields), passwords...); err != nil {
+			t.Fatalf("%s: %v", verb, err)
+		}
+		w.holds(t, ".identity", before)
+		if !strings.Contains(w.Log.String(), "no room for the record in the home") {
+			t.Errorf("%s: nobody was told", verb)
+		}
+	}
+	change(storage.Update, map[string]any{"realName": "Ann Full", "lastChangeUSec": 2000}, Password)
+	change(storage.Passwd, map[string]any{"realName": "Ann Full", "lastChangeUSec": 3000,
+		"privileged": map[string]any{"hashedPassword": []string{hash(t, next)}}}, next, Password)
+	w.Must(t, storage.Deactivate, "")
+	w.Refused(t, storage.Activate, Password, fault.BadPassword)
+	w.Must(t, storage.Activate, next)
+	w.holds(t, ".identity", before)
+	if err := os.Remove(fill.Name()); err != nil {
+		t.Fatal(err)
+	}
+	w.Must(t, storage.Deactivate, "")
+	w.Must(t, storage.Activate, next)
+	w.holds(t, ".identity", string(w.Record.Embedded().Pretty()))
+	if v := w.View(); v.RealName != "Ann Full" {
+		t.Errorf("the record says %q", v.RealName)
 	}
 	w.Must(t, storage.Deactivate, "")
 	w.Must(t, storage.Remove, "")
