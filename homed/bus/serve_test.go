@@ -33,6 +33,7 @@ type nobody struct{}
 
 func (nobody) User(context.Context, string) (string, error)  { return "", nil }
 func (nobody) Group(context.Context, string) (string, error) { return "", nil }
+func (nobody) Free(context.Context, []string) bool           { return true }
 
 // rig is a real manager on directories of the test's own, served on a bus of
 // the test's own.

@@ -47,6 +47,22 @@ func ask(ctx context.Context, database, key string) (name string, err error) {
 	return "", fmt.Errorf("look up %s in %s: %w", key, database, err)
 }
 
+// Free asks once for each database where User and Group ask for each key.
+func (getent) Free(ctx context.Context, keys []string) bool {
+	ctx, cancel := context.WithTimeout(ctx, getentTime)
+	defer cancel()
+	for _, database := range []string{"passwd", "group"} {
+		cmd := exec.CommandContext(ctx, "getent", append([]string{"--", database}, keys...)...)
+		// It prints what it has found, and ends with 2 if that is not everything.
+		found, err := cmd.Output()
+		var exit *exec.ExitError
+		if len(found) > 0 || !errors.As(err, &exit) || exit.ExitCode() != 2 {
+			return false
+		}
+	}
+	return true
+}
+
 // account says whether a "user" or a "group" has that name or id, and its name;
 // "" if neither. A look-up that fails counts as a yes: better no home than two
 // owners.

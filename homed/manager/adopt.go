@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -41,11 +42,15 @@ func (m *Manager) found(ctx context.Context, c candidate) error {
 	if err := m.ask(ctx, func() { known = m.names[c.name] != nil }); err != nil || known {
 		return err
 	}
-	if kind, _ := m.account(ctx, c.name); kind != "" {
-		m.log.Info("ignoring an image, an account of that name exists", "HOME_USER", c.name, "path", c.path)
-		return nil
+	first := firstUID(c.owner, c.name)
+	free := m.Accounts.Free(ctx, []string{c.name, fmt.Sprint(first)})
+	if !free {
+		if kind, _ := m.account(ctx, c.name); kind != "" {
+			m.log.Info("ignoring an image, an account of that name exists", "HOME_USER", c.name, "path", c.path)
+			return nil
+		}
 	}
-	uid, err := m.allocateUID(ctx, c.owner, c.name)
+	uid, err := m.allocateUID(ctx, c.owner, c.name, func(uid uint32) bool { return free && uid == first })
 	if err != nil {
 		m.log.Warn("no UID for the image found", "HOME_USER", c.name, "path", c.path, "error", err)
 		return nil

@@ -52,6 +52,9 @@ type Options struct {
 type Accounts interface {
 	User(ctx context.Context, key string) (string, error)
 	Group(ctx context.Context, key string) (string, error)
+	// Free reports whether there is surely nobody by any of the keys; that it
+	// does not says nothing.
+	Free(ctx context.Context, keys []string) bool
 }
 
 // Freezer stops and continues all processes of a user's sessions. That there

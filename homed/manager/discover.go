@@ -190,9 +190,16 @@ func (m *Manager) discover(ctx context.Context, path string) {
 	}
 }
 
+// firstUID is the one that allocateUID tries first.
+func firstUID(start uint32, name string) (first uint32) {
+	_, _ = records.AllocateUID(start, name, func(uid uint32) bool { first = uid; return false }, nil)
+	return first
+}
+
 // allocateUID chooses a UID that nobody has: start if it is in the range, the
-// one that the name hashes to, or a random one.
-func (m *Manager) allocateUID(ctx context.Context, start uint32, name string) (uint32, error) {
+// one that the name hashes to, or a random one. known says of which it is known
+// that no account has it.
+func (m *Manager) allocateUID(ctx context.Context, start uint32, name string, known func(uint32) bool) (uint32, error) {
 	used := map[uint32]bool{}
 	if err := m.ask(ctx, func() {
 		for _, e := range m.homes {
@@ -204,6 +211,9 @@ func (m *Manager) allocateUID(ctx context.Context, start uint32, name string) (u
 	return records.AllocateUID(start, name, func(uid uint32) bool {
 		if used[uid] {
 			return true
+		}
+		if known(uid) {
+			return false
 		}
 		kind, _ := m.account(ctx, fmt.Sprint(uid))
 		return kind != ""

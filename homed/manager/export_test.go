@@ -62,3 +62,6 @@ var ReadRegular = readRegular
 
 // The names of what was never finished.
 var Leftover, UnfinishedRecord, UnfinishedBlobs = leftover, unfinishedRecord, unfinishedBlobs
+
+// Getent asks the system's name service.
+type Getent = getent

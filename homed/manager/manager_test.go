@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -267,6 +268,9 @@ func (a noAccounts) User(_ context.Context, key string) (string, error) {
 	return "", nil
 }
 func (a noAccounts) Group(context.Context, string) (string, error) { return "", nil }
+func (a noAccounts) Free(_ context.Context, keys []string) bool {
+	return !slices.ContainsFunc(keys, func(k string) bool { return a[k] })
+}
 
 // daemon is a manager on a directory of its own, which outlives it.
 type daemon struct {

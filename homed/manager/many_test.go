@@ -101,6 +101,8 @@ func (everyone) User(_ context.Context, key string) (string, error) {
 	return "", nil
 }
 
+func (everyone) Free(context.Context, []string) bool { return false }
+
 // TestManyRecords: systemd-homed takes 500 and skips the others.
 func TestManyRecords(t *testing.T) {
 	const n = 700

@@ -648,7 +648,13 @@ func (m *Manager) vet(ctx context.Context, r *records.Record, blobs map[string]*
 	if aerr := m.ask(ctx, func() { err = m.conflict(r, records.View{}) }); aerr != nil || err != nil {
 		return refuse(cmp.Or(aerr, err))
 	}
-	for _, n := range namesOf(r) {
+	// Most often nobody has any of it, which one question can tell.
+	names, first := namesOf(r), firstUID(0, r.UserName())
+	free := m.Accounts.Free(ctx, append(slices.Clone(names), fmt.Sprint(first)))
+	if free {
+		names = nil
+	}
+	for _, n := range names {
 		switch kind, _ := m.account(ctx, n); kind {
 		case "user":
 			return refuse(fault.Newf(fault.UserNameExists, op, "Specified user name %s exists in the NSS user database, refusing.", n))
@@ -679,14 +685,18 @@ func (m *Manager) vet(ctx context.Context, r *records.Record, blobs map[string]*
 		if aerr := m.ask(ctx, func() { err = m.conflict(r, view) }); aerr != nil || err != nil {
 			return refuse(cmp.Or(aerr, err))
 		}
-		switch kind, name := m.account(ctx, fmt.Sprint(view.UID)); kind {
+		var kind, name string
+		if !free || view.UID != first {
+			kind, name = m.account(ctx, fmt.Sprint(view.UID))
+		}
+		switch kind {
 		case "user":
 			return refuse(fault.Newf(fault.UIDInUse, op, "Specified UID %d already in use by NSS user %s, refusing.", view.UID, name))
 		case "group":
 			return refuse(fault.Newf(fault.UIDInUse, op, "Specified UID %d already in use as GID by NSS group %s, refusing.", view.UID, name))
 		}
 	} else {
-		uid, err := m.allocateUID(ctx, m.ownerOf(view), r.UserName())
+		uid, err := m.allocateUID(ctx, m.ownerOf(view), r.UserName(), func(uid uint32) bool { return free && uid == first })
 		if err != nil {
 			return refuse(err)
 		}
