@@ -72,26 +72,31 @@ func BenchmarkView(b *testing.B) {
 	bench(b, func(b *testing.B, _ []byte, r *Record) { r.View(m) })
 }
 
-// BenchmarkHeld reports what a parsed record keeps in memory.
+// BenchmarkHeld reports what a record keeps in memory, parsed and packed.
 func BenchmarkHeld(b *testing.B) {
 	for name, text := range benchRecords(b) {
-		b.Run(name, func(b *testing.B) {
-			const n = 64
-			var kept [n]*Record
-			var before, after runtime.MemStats
-			for b.Loop() {
-				clear(kept[:])
-				runtime.GC()
-				runtime.ReadMemStats(&before)
-				for i := range kept {
-					kept[i] = mustParse(b, text, HostFile)
-				}
-				runtime.GC()
-				runtime.ReadMemStats(&after)
-			}
-			b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "B/record")
-			b.ReportMetric(float64(after.HeapObjects-before.HeapObjects)/n, "objects/record")
-			runtime.KeepAlive(kept)
-		})
+		benchHeld(b, name, func() any { return mustParse(b, text, HostFile) })
+		benchHeld(b, name+" packed", func() any { return Pack(vouched(mustParse(b, text, HostFile))).text })
 	}
+}
+
+func benchHeld(b *testing.B, name string, get func() any) {
+	b.Run(name, func(b *testing.B) {
+		const n = 64
+		var kept [n]any
+		var before, after runtime.MemStats
+		for b.Loop() {
+			clear(kept[:])
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			for i := range kept {
+				kept[i] = get()
+			}
+			runtime.GC()
+			runtime.ReadMemStats(&after)
+		}
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "B/record")
+		b.ReportMetric(float64(after.HeapObjects-before.HeapObjects)/n, "objects/record")
+		runtime.KeepAlive(kept)
+	})
 }
