@@ -85,6 +85,10 @@ func (c *contested) read(t *testing.T) *luks2.Header {
 	return h
 }
 
+// concurrent is what cryptsetup says of a header that we have written since it
+// read it.
+const concurrent = "concurrent LUKS2 metadata update"
+
 // addKey is cryptsetup adding a keyslot; args say how it derives.
 func (c *contested) addKey(args ...string) *exec.Cmd {
 	args = append([]string{"--batch-mode", "luksAddKey", "--key-file", filepath.Join(c.dir, "ours")}, args...)
@@ -105,7 +109,7 @@ func (c *contested) turns(rounds int, args []string) (why string) {
 				if err == nil {
 					break
 				}
-				if !bytes.Contains(out, []byte("concurrent LUKS2 metadata update")) {
+				if !bytes.Contains(out, []byte(concurrent)) {
 					return fmt.Sprintf("%v: %v\n%s", cmd.Args, err, out)
 				}
 			}
@@ -115,8 +119,8 @@ func (c *contested) turns(rounds int, args []string) (why string) {
 }
 
 // start starts cryptsetup and returns when /proc/locks says of it what is
-// wanted: that it holds a lock, or waits for one. end waits for its success.
-func start(t *testing.T, cmd *exec.Cmd, waits bool) (end func()) {
+// wanted: that it holds a lock, or waits for one. end waits for its end.
+func start(t *testing.T, cmd *exec.Cmd, waits bool) (end func() error) {
 	t.Helper()
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
@@ -125,11 +129,11 @@ func start(t *testing.T, cmd *exec.Cmd, waits bool) (end func()) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
-	end = func() {
-		t.Helper()
+	end = func() error {
 		if err := <-done; err != nil {
-			t.Errorf("%v: %v\n%s", cmd.Args, err, said.String())
+			return fmt.Errorf("%v: %w\n%s", cmd.Args, err, said.String())
 		}
+		return nil
 	}
 	for {
 		select {
@@ -171,7 +175,9 @@ func TestHeaderLock(t *testing.T) {
 			t.Errorf("the header was written: %d, then %d", before, now)
 		}
 		release()
-		end()
+		if err := end(); err != nil {
+			t.Error(err)
+		}
 		if h := c.read(t); len(h.Keyslots()) != 2 || h.Damaged != luks2.Neither {
 			t.Errorf("keyslots %v, damaged %v", h.Keyslots(), h.Damaged)
 		}
@@ -186,19 +192,40 @@ func TestHeaderLock(t *testing.T) {
 	t.Run("we wait", func(t *testing.T) {
 		c := newContested(t)
 		h := c.read(t)
-		// It derives under its lock.
-		end := start(t, c.addKey("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1500000"), false)
+		// It derives under its lock, after having had it for a moment.
+		end := start(t, c.addKey("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "700000"), false)
 		defer func(d time.Duration) { headerWait = d }(headerWait)
 		headerWait = 0
-		if _, err := c.Lock(false); !fault.Is(err, fault.HomeBusy) {
-			t.Errorf("while cryptsetup holds it: %v", err)
+		for {
+			release, err := c.Lock(false)
+			if fault.Is(err, fault.HomeBusy) {
+				break
+			}
+			if err != nil {
+				t.Fatalf("while cryptsetup holds it: %v", err)
+			}
+			release()
+			if len(c.read(t).Keyslots()) > 1 {
+				t.Fatal("cryptsetup never held it while it derived")
+			}
+			time.Sleep(2 * time.Millisecond)
 		}
-		headerWait = time.Minute
-		if err := h.SetHomedToken(c.window, c.volumeKey, []byte(`{"userName":"ann"}`)); !fault.Is(err, fault.HomeInUse) {
-			t.Errorf("write from an outdated header: %v", err)
+		headerWait = 5 * time.Minute
+		const record = `{"userName":"ann"}`
+		ours, theirs, slots := h.SetHomedToken(c.window, c.volumeKey, []byte(record)), end(), 2
+		if ours == nil {
+			// It lets go between the keyslot and the header. Who comes first then
+			// has made the other's header outdated.
+			slots = 1
+			ours, theirs = theirs, ours
+			if got, err := c.read(t).HomedToken(c.volumeKey); err != nil || string(got) != record {
+				t.Errorf("record %q, %v", got, err)
+			}
 		}
-		end()
-		if h := c.read(t); len(h.Keyslots()) != 2 || h.Damaged != luks2.Neither {
+		if theirs != nil || !fault.Is(ours, fault.HomeInUse) && (ours == nil || !strings.Contains(ours.Error(), concurrent)) {
+			t.Errorf("one is first, the other has an outdated header: %v, %v", ours, theirs)
+		}
+		if h := c.read(t); len(h.Keyslots()) != slots || h.Damaged != luks2.Neither {
 			t.Errorf("keyslots %v, damaged %v", h.Keyslots(), h.Damaged)
 		}
 	})
