@@ -12,12 +12,12 @@ import (
 	"strings"
 
 	xcrypt "github.com/go-crypt/x/crypt"
+	yescrypt "github.com/openwall/yescrypt-go"
 	"golang.org/x/crypto/bcrypt"
 	//lint:ignore SA1019 what hashes of old are made of
 	"golang.org/x/crypto/blowfish"
 	//lint:ignore SA1019 likewise
 	"golang.org/x/crypto/md4"
-	"golang.org/x/crypto/scrypt"
 )
 
 // Hashes come with a record, and a record may come from anyone, so what a hash
@@ -126,8 +126,8 @@ func fitsYescrypt(stored string, p []byte, max costs) bool {
 	if n < 1 || n > 30 || r < 1 || uint64(r)<<n > max.blocks || !max.take(uint64(r)<<n) {
 		return false
 	}
-	h, err := yescrypt(p, stored)
-	return err == nil && same([]byte(h), stored)
+	h, err := yescrypt.Hash(p, []byte(stored))
+	return err == nil && same(h, stored)
 }
 
 // fitsScrypt checks $7$, one digit of N's logarithm, five of r, five of p,
@@ -145,7 +145,7 @@ func fitsScrypt(stored string, p []byte, max costs) bool {
 	if log < 1 || log > 30 || !ok1 || !ok2 || r < 1 || parallel < 1 || r<<log > max.blocks || r<<log*parallel > max.blocks || !max.take(r<<log*parallel) {
 		return false
 	}
-	h, err := scrypt.Key(p, []byte(stored[salt:end]), 1<<log, int(r), int(parallel), 32)
+	h, err := yescrypt.ScryptKey(p, []byte(stored[salt:end]), 1<<log, int(r), int(parallel), 32)
 	return err == nil && same([]byte(encode64(h)), stored[end+1:])
 }
 

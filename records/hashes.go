@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	yescrypt "github.com/openwall/yescrypt-go"
+
 	"hearth/internal/fault"
 	"hearth/internal/secret"
 	"hearth/internal/trace"
@@ -23,11 +25,11 @@ func HashPassword(p *secret.Bytes, rand io.Reader) (string, error) {
 	if _, err := io.ReadFull(rand, salt[:]); err != nil {
 		return "", fmt.Errorf("hash password: %w", err)
 	}
-	setting := "$y$j9T$" + encode64(salt[:])
+	setting := append([]byte("$y$j9T$"), encode64(salt[:])...)
 	var out string
 	err := p.Use(func(b []byte) error {
-		var err error
-		out, err = yescrypt(b, setting)
+		h, err := yescrypt.Hash(b, setting)
+		out = string(h)
 		return err
 	})
 	if err != nil {
