@@ -17,7 +17,7 @@ var quirks = []struct {
 	id, script, ours, theirs string // patterns
 }{
 	{"Q2", `mk; on; b AcquireHome ssb $U '{}' false >/dev/null; sleep 2; st; off`, `(?m)^active`, `(?m)^inactive`},
-	{"Q4", `mk; on; systemd-run --quiet --unit=q4-$U --working-directory=/home/$U sleep 1000
+	{"Q4", `mk; on; systemd-run --quiet -p Type=exec --unit=q4-$U --working-directory=/home/$U sleep 1000
 		b DeactivateHome s $U >/dev/null; st; b ActivateHome ss $U "$S" && echo answered; systemctl stop q4-$U; off`,
 		`(?s)lingering.*answered`, `(?s)lingering.*timed out`},
 	{"Q5", `mkluks; on; b LockHome s $U; b AcquireHome ssb $U '{}' false >/dev/null; b ReleaseHome s $U; b UnlockHome ss $U "$S"; off`,
@@ -41,15 +41,23 @@ var quirks = []struct {
 }
 
 // TestQuirks does the same with our daemon and with the real one: what is the
-// same stays so, and what we mend is seen to differ.
+// same stays so, and what we mend is seen to differ. In between it does a
+// sample of the steps of TestSameScript.
 func TestQuirks(t *testing.T) {
 	t.Parallel()
 	vmtest.Need(t)
 	p := install(t, vmtest.Options{Suite: vmtest.Forky, Payload: []vmtest.Item{tool(t, "holdref")}})
 	p.enable()
 	p.quirks("o", func(i int) string { return quirks[i].ours })
-	p.MustSh("timeout 120 homectl deactivate-all; systemctl stop homed.service; systemctl disable homed.service; systemctl daemon-reload; systemctl start systemd-homed.service")
-	p.ownsBus("/usr/lib/systemd/systemd-homed")
+	// Nothing of a locked home can be deleted.
+	p.MustSh("busctl call " + manager + `UnlockHome ss oq19 '{"password":["` + password + `"]}'`)
+	if p.SystemdVersion() == 262 {
+		p.MustSh("useradd -u 1500 plain; rm -rf /home/plain")
+		p.sameSteps(stepSample(t), stepDifferences(t))
+	} else {
+		p.MustSh(wipe + "systemctl disable homed.service; systemctl daemon-reload; systemctl start systemd-homed.service")
+		p.ownsBus("/usr/lib/systemd/systemd-homed")
+	}
 	p.quirks("t", func(i int) string { return quirks[i].theirs })
 }
 
