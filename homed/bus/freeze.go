@@ -25,15 +25,22 @@ type Freezer struct {
 
 // Freeze returns when every process of the user's slice has stopped.
 func (f Freezer) Freeze(ctx context.Context, uid uint32) error {
-	return f.call(ctx, "FreezeUnit", uid)
+	return f.call(ctx, "FreezeUnit", slice(uid))
 }
 
 // Thaw lets them go on. Processes that were not frozen stay as they are.
-func (f Freezer) Thaw(ctx context.Context, uid uint32) error { return f.call(ctx, "ThawUnit", uid) }
+//
+// Where the machine slept meanwhile, systemd-sleep froze and thawed the slice
+// above, and systemd 262 then takes each unit below for frozen by itself. It
+// stops no such unit, so her manager would hold the home open for ever.
+func (f Freezer) Thaw(ctx context.Context, uid uint32) error {
+	return errors.Join(f.call(ctx, "ThawUnit", slice(uid)), f.call(ctx, "ThawUnit", fmt.Sprintf("user@%d.service", uid)))
+}
+
+func slice(uid uint32) string { return fmt.Sprintf("user-%d.slice", uid) }
 
 // call uses a connection of its own: it is rare, and waits.
-func (f Freezer) call(ctx context.Context, method string, uid uint32) error {
-	unit := fmt.Sprintf("user-%d.slice", uid)
+func (f Freezer) call(ctx context.Context, method, unit string) error {
 	a, err := newAccess(ctx, cmp.Or(f.Address, busconn.SystemBus))
 	if err != nil {
 		return err

@@ -63,7 +63,7 @@ func TestFreezer(t *testing.T) {
 	for what := range calls {
 		seen[what] = true
 	}
-	for _, want := range []string{"freeze user-1000.slice", "thaw user-1000.slice"} {
+	for _, want := range []string{"freeze user-1000.slice", "thaw user-1000.slice", "thaw user@1000.service"} {
 		if !seen[want] {
 			t.Errorf("%q is missing among %v", want, seen)
 		}

@@ -66,13 +66,15 @@ func TestLock(t *testing.T) {
 		if got := says(l, "echo dear zoe >letter; echo $SYSTEMD_HOME_SUSPEND"); got != "1\n" {
 			t.Errorf("her session has SYSTEMD_HOME_SUSPEND=%s", got)
 		}
-		// systemd-sleep tells the service, as does the script for others, then
-		// it has the kernel sleep.
-		p.Put("/usr/lib/systemd/system-sleep/homes", []byte(inDocs(t, "sh sleep")), 0o755)
+		// The script of ours and systemd-sleep tell the service, then the kernel
+		// is to sleep, which it never does where it waits for her home.
 		p.MustSh("systemd-run --quiet --no-block --unit=lid systemctl suspend")
 		p.sleepsAndWakes()
 		if got := p.state("zoe") + " " + p.state("yan"); got != "locked active" {
 			t.Errorf("after the sleep zoe and yan are %s", got)
+		}
+		if got := p.MustSh("for i in $(seq 100); do test -e /run/hearth-sync-on-suspend || break; sleep 0.2; done; cat /sys/power/sync_on_suspend"); got != "1" {
+			t.Errorf("afterwards sync_on_suspend is %s", got)
 		}
 		if k := p.key("zoe"); !regexp.MustCompile(`^0{64}$`).MatchString(k) {
 			t.Errorf("her key is %q", k)
@@ -93,6 +95,9 @@ func TestLock(t *testing.T) {
 			t.Errorf("the lock screen: %s", g.Transcript())
 		}
 		l.Expect("dear zoe", 40*time.Second)
+		if got := p.MustSh("systemctl show -P FreezerState user@$(id -u zoe).service"); got != "running" {
+			t.Errorf("her manager is %s", got)
+		}
 		logout(l)
 		p.becomes("zoe", "inactive")
 		p.MustSh("sed -i 's/ suspend=yes//' /etc/pam.d/common-*; " + atMost + "homectl deactivate yan")

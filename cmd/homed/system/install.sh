@@ -119,7 +119,7 @@ install_all() {
 	# them from the other.
 	other=$(elsewhere)
 	[ -z "$other" ] || die "ours is installed with PREFIX=$other already. Run 'make uninstall PREFIX=$other' first."
-	for f in "$(pam_dir)/pam_home.so" /usr/share/pam-configs/hearth /usr/share/pam-configs/hearth-password; do
+	for f in "$(pam_dir)/pam_home.so" /usr/share/pam-configs/hearth /usr/share/pam-configs/hearth-password /usr/lib/systemd/system-sleep/hearth; do
 		if [ -e "$DESTDIR$f" ] && ! ours "$f"; then die "$f is there already and not from here. Move it away first."; fi
 	done
 	mkdir -p "$DESTDIR$lib"
@@ -151,6 +151,7 @@ install_all() {
 	fill 644 "$here/homed.service.in" "$found/lib/systemd/system/homed.service"
 	fill 644 "$here/homed-activate.service.in" "$found/lib/systemd/system/homed-activate.service"
 	fill 644 "$here/homed-linger.service.in" "$found/lib/systemd/system/homed-linger.service"
+	fill 755 "$here/sleep.in" /usr/lib/systemd/system-sleep/hearth # whatever the PREFIX
 	# Some systems' packages have this file here, and it says the same.
 	if [ ! -e "$DESTDIR$found/lib/systemd/homed.conf" ] || ours "$found/lib/systemd/homed.conf"; then
 		put 644 "$here/homed.conf" "$found/lib/systemd/homed.conf"

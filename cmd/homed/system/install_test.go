@@ -62,7 +62,7 @@ func TestStagedInstall(t *testing.T) {
 		"/usr/local/lib/systemd/system/homed.service", "/usr/local/lib/systemd/system/homed-activate.service", "/usr/local/lib/systemd/homed.conf", "/usr/local/share/doc/hearth/sshd.conf",
 		"/usr/local/lib/systemd/system/homed-linger.service", "/usr/local/lib/hearth/homelinger",
 		"/usr/local/share/dbus-1/system-services/org.freedesktop.home1.service", "/etc/dbus-1/system.d/hearth-home1.conf",
-		"/usr/share/polkit-1/actions/org.freedesktop.home1.policy", "/usr/share/pam-configs/hearth",
+		"/usr/share/polkit-1/actions/org.freedesktop.home1.policy", "/usr/share/pam-configs/hearth", "/usr/lib/systemd/system-sleep/hearth",
 	} {
 		if i := sort.SearchStrings(first, want); i == len(first) || first[i] != want {
 			t.Errorf("%s is not installed", want)
