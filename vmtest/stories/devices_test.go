@@ -267,7 +267,7 @@ func (p *product) deviceSizes() {
 // of that to the real daemon.
 func (p *product) resizeCut(d string) {
 	p.t.Helper()
-	p.MustSh(fmt.Sprintf("(PASSWORD='%s' homectl resize finn 60M >/dev/null 2>&1 &) ; timeout 30 sh -c 'until head -c 16384 %sp1 | grep -aq hearth-shrinking; do :; done'; systemctl kill -s KILL homed.service; sleep 1; systemctl restart homed.service", password, d))
+	p.MustSh(fmt.Sprintf("(PASSWORD='%s' homectl resize finn 60M >/dev/null 2>&1 &) ; timeout 30 sh -c 'until head -c 16384 %sp1 | grep -aq hearth-shrinking; do :; done' || { echo nobody shrank it; exit 1; }; systemctl kill -s KILL homed.service; sleep 1; systemctl restart homed.service", password, d))
 	p.becomes("finn", "inactive")
 	p.ok("activate finn")
 	p.MustSh("sha256sum -c /srv/finn.sum && ! head -c 16384 " + d + "p1 | grep -aq hearth-shrinking && " + atMost + "homectl deactivate finn && sfdisk --verify " + d)

@@ -30,10 +30,14 @@ func TestDoors(t *testing.T) {
 
 	t.Run("su", func(t *testing.T) {
 		p := &product{p.With(t), t}
-		for _, argv := range [][]string{
-			{"su", "-", "ann"}, // root is not asked who it is, but the home needs the password
-			{"su", "bob", "-c", "exec su - annie"},
+		for _, c := range []struct {
+			argv    []string
+			classes string // of the sessions that she has then
+		}{
+			{[]string{"su", "-", "ann"}, "manager user"},         // root is not asked who it is, but the home needs the password
+			{[]string{"su", "bob", "-c", "exec su - annie"}, ""}, // within the session of bob
 		} {
+			argv := c.argv
 			l := p.Terminal(argv...)
 			l.Expect(`Password: ?$`, 30*time.Second)
 			l.Send(password + "\n")
@@ -41,11 +45,14 @@ func TestDoors(t *testing.T) {
 			if got := says(l, "id -un; echo $HOME $SHELL $SYSTEMD_HOME; pwd"); got != "ann\n/home/ann /bin/bash 1\n/home/ann\n" {
 				t.Errorf("%v: her shell has %s", argv, got)
 			}
-			if s := p.state("ann"); s != "active" {
-				t.Errorf("%v: ann is %s", argv, s)
+			if s, classes := p.state("ann"), p.classes("ann"); s != "active" || classes != c.classes {
+				t.Errorf("%v: ann is %s, her sessions are %q", argv, s, classes)
 			}
 			logout(l)
 			p.becomes("ann", "inactive")
+			if classes := p.classes("ann"); classes != "" {
+				t.Errorf("%v: after that her sessions are %q", argv, classes)
+			}
 		}
 	})
 
@@ -60,6 +67,9 @@ func TestDoors(t *testing.T) {
 		// sudo looks the home directory up before the home is open.
 		if got := says(l, "id -un; echo $HOME $SHELL; pwd"); got != "ann\n/home/ann /bin/bash\n/home/ann\n" {
 			t.Errorf("her shell has %s", got)
+		}
+		if s, c := p.state("ann"), p.classes("ann"); s != "active" || c != "manager user" {
+			t.Errorf("ann is %s, her sessions are %q", s, c)
 		}
 		logout(l)
 		p.becomes("ann", "inactive")
