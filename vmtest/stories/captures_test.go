@@ -517,7 +517,9 @@ func TestCaptures(t *testing.T) {
 				t.Fatal(err)
 			}
 			p.Put("/tmp/plan.json", text, 0o644)
-			r := p.Do(vmtest.Command{Argv: []string{"bash", "-c", "replay </tmp/plan.json"}, Limit: 8 * time.Minute})
+			r := p.Do(vmtest.Command{Argv: []string{"bash", "-c", `busctl --json=short --match="type='signal',sender='org.freedesktop.home1'" monitor >/tmp/signals 2>/tmp/monitor & pid=$!
+				for i in $(seq 50); do grep -q Monitoring /tmp/monitor && break; sleep 0.1; done
+				replay </tmp/plan.json; code=$?; sleep 1; kill $pid; exit $code`}, Limit: 8 * time.Minute})
 			if r.Code != 0 || r.Expired {
 				t.Fatal(r)
 			}
@@ -536,6 +538,7 @@ func TestCaptures(t *testing.T) {
 				}
 				answers[steps[a.N].Call.Case] = a.busAnswer
 			}
+			compareSignals(t, file, []byte(p.MustSh("cat /tmp/signals")))
 			for _, c := range calls {
 				if plan.skip[c.Case] != "" {
 					skipped++
