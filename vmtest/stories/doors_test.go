@@ -2,6 +2,7 @@ package stories
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -18,62 +19,16 @@ func TestDoors(t *testing.T) {
 	p.sshd()
 	p.keyed("ann", "--alias=annie")
 	for name, options := range map[string]string{
-		"lea": "--locked=yes --ssh-authorized-keys=@/root/.ssh/id_ed25519.pub", "una": "--password-change-now=yes",
+		"lea": "--locked=yes --ssh-authorized-keys=@/root/.ssh/id_ed25519.pub", "una": "--password-change-now=yes", "exa": "--password-change-max=1s",
 		"mia": "--password-change-max=1y --password-change-warn=1y", "rat": "--rate-limit-burst=1 --rate-limit-interval=10min",
 	} {
 		p.MustSh(fmt.Sprintf("NEWPASSWORD='%s' %s homectl create %s --storage=directory --enforce-password-policy=no %s", password, atMost, name, options))
 	}
-	p.MustSh("useradd --create-home --shell /bin/bash bob && echo 'bob:bobs-password' | chpasswd && echo 'bob ALL=(ann) ALL' >/etc/sudoers.d/bob")
-
+	p.bob()
 	p.cron()
 	p.programs()
 
-	t.Run("su", func(t *testing.T) {
-		p := &product{p.With(t), t}
-		for _, c := range []struct {
-			argv    []string
-			classes string // of the sessions that she has then
-		}{
-			{[]string{"su", "-", "ann"}, "manager user"},         // root is not asked who it is, but the home needs the password
-			{[]string{"su", "bob", "-c", "exec su - annie"}, ""}, // within the session of bob
-		} {
-			argv := c.argv
-			l := p.Terminal(argv...)
-			l.Expect(`Password: ?$`, 30*time.Second)
-			l.Send(password + "\n")
-			l.Expect(`ann@.*\$ ?$`, 60*time.Second)
-			if got := says(l, "id -un; echo $HOME $SHELL $SYSTEMD_HOME; pwd"); got != "ann\n/home/ann /bin/bash 1\n/home/ann\n" {
-				t.Errorf("%v: her shell has %s", argv, got)
-			}
-			if s, classes := p.state("ann"), p.classes("ann"); s != "active" || classes != c.classes {
-				t.Errorf("%v: ann is %s, her sessions are %q", argv, s, classes)
-			}
-			logout(l)
-			p.becomes("ann", "inactive")
-			if classes := p.classes("ann"); classes != "" {
-				t.Errorf("%v: after that her sessions are %q", argv, classes)
-			}
-		}
-	})
-
-	t.Run("sudo", func(t *testing.T) {
-		p := &product{p.With(t), t}
-		l := p.Terminal("setpriv", "--reuid=bob", "--regid=bob", "--clear-groups", "sudo", "-u", "ann", "-i")
-		l.Expect(`for bob: ?$`, 30*time.Second)
-		l.Send("bobs-password\n")
-		l.Expect(`assword.*: ?$`, 30*time.Second)
-		l.Send(password + "\n")
-		l.Expect(`\$ ?$`, 60*time.Second)
-		// sudo looks the home directory up before the home is open.
-		if got := says(l, "id -un; echo $HOME $SHELL; pwd"); got != "ann\n/home/ann /bin/bash\n/home/ann\n" {
-			t.Errorf("her shell has %s", got)
-		}
-		if s, c := p.state("ann"), p.classes("ann"); s != "active" || c != "manager user" {
-			t.Errorf("ann is %s, her sessions are %q", s, c)
-		}
-		logout(l)
-		p.becomes("ann", "inactive")
-	})
+	p.switching()
 
 	t.Run("five wrong passwords", func(t *testing.T) {
 		p := &product{p.With(t), t}
@@ -106,23 +61,27 @@ func TestDoors(t *testing.T) {
 		}
 	})
 
-	t.Run("a password that must be changed", func(t *testing.T) {
-		p := &product{p.With(t), t}
-		l := p.Terminal("login", "una")
-		for _, answer := range []struct{ question, text string }{
-			{`Password: ?$`, password}, {`Password change required\.[\s\S]*ew password: ?$`, fresh}, {`(?i)retype.*: ?$`, fresh},
-		} {
-			l.Expect(answer.question, 40*time.Second)
-			l.Send(answer.text + "\n")
-		}
-		l.Expect(`Password: ?$`, 60*time.Second) // the old one: libpam has wiped it
-		l.Send(password + "\n")
-		l.Expect(`una@.*\$ ?$`, 60*time.Second)
-		logout(l)
-		p.becomes("una", "inactive")
-		p.refused("una", password)
-		logout(p.login("una", fresh))
-	})
+	for name, why := range map[string]string{"una": "Password change required.", "exa": "Password expired, change required."} {
+		t.Run("a password that must be changed: "+why, func(t *testing.T) {
+			p := &product{p.With(t), t}
+			l := p.Terminal("login", name)
+			for _, answer := range []struct{ question, text string }{
+				{`Password: ?$`, password}, {regexp.QuoteMeta(why) + `[\s\S]*ew password: ?$`, fresh}, {`(?i)retype.*: ?$`, fresh},
+			} {
+				l.Expect(answer.question, 40*time.Second)
+				l.Send(answer.text + "\n")
+			}
+			l.Expect(`Password: ?$`, 60*time.Second) // the old one: libpam has wiped it
+			l.Send(password + "\n")
+			l.Expect(name+`@.*\$ ?$`, 60*time.Second)
+			logout(l)
+			p.becomes(name, "inactive")
+			p.refused(name, password)
+			if name != "exa" { // hers has expired again
+				logout(p.login(name, fresh))
+			}
+		})
+	}
 
 	t.Run("a password that expires soon", func(t *testing.T) {
 		p := &product{p.With(t), t}

@@ -1,6 +1,7 @@
 package stories
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -16,10 +17,17 @@ func TestPrograms(t *testing.T) {
 	p := install(t, vmtest.Options{Suite: vmtest.Trixie})
 	p.enable()
 	p.quickStop()
-	p.create("ann")
-	p.MustSh("useradd --create-home --shell /bin/bash bob && echo 'bob:bobs-password' | chpasswd")
+	p.MustSh(fmt.Sprintf("NEWPASSWORD='%s' %s homectl create ann --alias=annie --storage=luks --fs-type=ext4 --disk-size=64M %s", password, atMost, cheap))
+	p.bob()
 	p.cron()
 	p.programs()
+	p.switching()
+}
+
+// bob is a user of the machine's own, who may become ann by sudo.
+func (p *product) bob() {
+	p.t.Helper()
+	p.MustSh("useradd --create-home --shell /bin/bash bob && echo 'bob:bobs-password' | chpasswd && echo 'bob ALL=(ann) ALL' >/etc/sudoers.d/bob")
 }
 
 // cron starts the jobs that programs looks for: it wakes once a minute, so
@@ -32,8 +40,8 @@ func (p *product) cron() {
 		p.t.Fatal(r)
 	}
 	p.MustSh(`mkdir -p /run/systemd/system/cron.service.d /run/systemd/ask-password; printf '[Service]\nSetCredential=pam.authtok.cron:` + password + `\n' >/run/systemd/system/cron.service.d/home.conf; systemctl daemon-reload
-		for user in eve bea; do crontab -u $user - <<'END'
-* * * * * { echo "$(id -un) $HOME $(pwd)"; } >/tmp/cron.$(id -un).new && mv /tmp/cron.$(id -un).new /tmp/cron.$(id -un)
+		for user in eve bea bob; do crontab -u $user - <<'END'
+* * * * * { echo "$(id -un) $HOME $(pwd) $(loginctl show-session -P Class $XDG_SESSION_ID) $(/usr/local/bin/homectl inspect --json=short $(id -un) 2>/dev/null | jq -r '.status[].state')"; } >/tmp/cron.$(id -un).new && mv /tmp/cron.$(id -un).new /tmp/cron.$(id -un)
 END
 		done; systemctl start cron.service`)
 }
@@ -97,14 +105,15 @@ func (p *product) programs() {
 
 	t.Run("cron", func(t *testing.T) {
 		p := &product{p.With(t), t}
-		got := ""
-		for end := time.Now().Add(130 * time.Second); got == "" && time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
+		got, his := "", ""
+		for end := time.Now().Add(130 * time.Second); (got == "" || his == "") && time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
 			if strings.Contains(p.Sh("journalctl -b -t CRON -t cron").Stdout, "Permission denied") {
-				got = strings.TrimSpace(p.Sh("cat /tmp/cron.bea").Stdout)
+				got, his = strings.TrimSpace(p.Sh("cat /tmp/cron.bea").Stdout), strings.TrimSpace(p.Sh("cat /tmp/cron.bob").Stdout)
 			}
 		}
-		if got != "bea /home/bea /home/bea" {
-			t.Errorf("the job in an open home says %q", got)
+		// Like that of a plain user it is in no session: Debian has cron register none.
+		if his != "bob /home/bob /home/bob" || got != "bea /home/bea /home/bea  active" {
+			t.Errorf("the job in an open home says %q, that of a plain user %q", got, his)
 		}
 		// In a closed one it does not run at all, least of all in the root
 		// directory; nobody is asked, and a credential of cron's is not hers.
@@ -115,6 +124,58 @@ func (p *product) programs() {
 		if s := p.state("eve"); s != "inactive" {
 			t.Errorf("eve is %s", s)
 		}
+	})
+}
+
+// switching is how one user becomes another.
+func (p *product) switching() {
+	t := p.t.(*testing.T)
+
+	t.Run("su", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		for _, c := range []struct {
+			argv    []string
+			classes string // of the sessions that she has then
+		}{
+			{[]string{"su", "-", "ann"}, "manager user"},         // root is not asked who it is, but the home needs the password
+			{[]string{"su", "bob", "-c", "exec su - annie"}, ""}, // within the session of bob
+		} {
+			argv := c.argv
+			l := p.Terminal(argv...)
+			l.Expect(`Password: ?$`, 30*time.Second)
+			l.Send(password + "\n")
+			l.Expect(`ann@.*\$ ?$`, 60*time.Second)
+			if got := says(l, "id -un; echo $HOME $SHELL $SYSTEMD_HOME; pwd"); got != "ann\n/home/ann /bin/bash 1\n/home/ann\n" {
+				t.Errorf("%v: her shell has %s", argv, got)
+			}
+			if s, classes := p.state("ann"), p.classes("ann"); s != "active" || classes != c.classes {
+				t.Errorf("%v: ann is %s, her sessions are %q", argv, s, classes)
+			}
+			logout(l)
+			p.becomes("ann", "inactive")
+			if classes := p.classes("ann"); classes != "" {
+				t.Errorf("%v: after that her sessions are %q", argv, classes)
+			}
+		}
+	})
+
+	t.Run("sudo", func(t *testing.T) {
+		p := &product{p.With(t), t}
+		l := p.Terminal("setpriv", "--reuid=bob", "--regid=bob", "--clear-groups", "sudo", "-u", "ann", "-i")
+		l.Expect(`for bob: ?$`, 30*time.Second)
+		l.Send("bobs-password\n")
+		l.Expect(`assword.*: ?$`, 30*time.Second)
+		l.Send(password + "\n")
+		l.Expect(`\$ ?$`, 60*time.Second)
+		// sudo looks the home directory up before the home is open.
+		if got := says(l, "id -un; echo $HOME $SHELL; pwd"); got != "ann\n/home/ann /bin/bash\n/home/ann\n" {
+			t.Errorf("her shell has %s", got)
+		}
+		if s, c := p.state("ann"), p.classes("ann"); s != "active" || c != "manager user" {
+			t.Errorf("ann is %s, her sessions are %q", s, c)
+		}
+		logout(l)
+		p.becomes("ann", "inactive")
 	})
 }
 

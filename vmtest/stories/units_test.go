@@ -93,8 +93,8 @@ func (p *product) units() {
 		if !strings.Contains(r.Stdout, "active\n") || !strings.Contains(r.Stdout, "HOME=/home/ann\n") || strings.Contains(r.Stdout, "homeshell") {
 			t.Errorf("her manager: %s\n%s", r, p.Sh("journalctl -b --no-pager | grep -E 'pam_home|user@' | tail -20").Stdout)
 		}
-		if s := p.state("ann"); s != "active" {
-			t.Errorf("ann is %s", s)
+		if s, c := p.state("ann"), p.classes("ann"); s != "active" || c != "manager" {
+			t.Errorf("ann is %s, her sessions are %q", s, c)
 		}
 		stop(t, p)
 	})
@@ -138,22 +138,24 @@ func (p *product) units() {
 
 	p.t.(*testing.T).Run("run0", func(t *testing.T) {
 		p := &product{p.With(t), t}
-		const command = `run0 -u ann sh -c 'echo "$HOME"; id -un'`
+		const class = `loginctl show-session -P Class $XDG_SESSION_ID`
+		his := p.MustSh("useradd --create-home bob; run0 -u bob sh -c '" + class + "' </dev/null | cat") // of a user of the machine's own
+		const command = `run0 -u ann sh -c 'echo "$HOME"; id -un; homectl inspect ann | sed -n "s/^ *State: //p"; ` + class + `'`
 		asked, r := p.answering([]string{"+" + password}, "timeout 100 "+command+" </dev/null | cat")
-		if asked != by(question) || r.Stdout != "/home/ann\nann\n" {
+		if asked != by(question) || strings.TrimSpace(r.Stdout) != "/home/ann\nann\nactive\n"+his || his != "background" {
 			t.Errorf("without a terminal: asked\n%s\n%s", asked, r)
 		}
 		p.becomes("ann", "inactive")
 		if !forwards {
 			// This one brings no password agent of its own.
-			asked, r := p.answering([]string{"+" + password}, "timeout 100 script -qefc \""+strings.ReplaceAll(command, `"$HOME"`, `\$HOME`)+"\" /dev/null")
+			asked, r := p.answering([]string{"+" + password}, "timeout 100 script -qefc \""+`run0 -u ann sh -c 'echo \$HOME; id -un'`+"\" /dev/null")
 			if asked != by(question) || !regexp.MustCompile(`/home/ann[\r\n]+ann`).MatchString(r.Stdout) {
 				t.Errorf("on a terminal: asked\n%s\n%s", asked, r)
 			}
 			p.becomes("ann", "inactive")
 			return
 		}
-		l := p.Terminal("sh", "-c", command)
+		l := p.Terminal("run0", "-u", "ann", "sh", "-c", "echo $HOME; id -un")
 		l.Expect(`Password for home of user ann: ?`, 30*time.Second)
 		l.Send(password + "\n")
 		l.Expect(`/home/ann[\r\n]+ann`, 60*time.Second)
