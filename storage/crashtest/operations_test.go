@@ -176,7 +176,7 @@ func newScene(t *testing.T, v verb, fstype string, size int, backend storage.Bac
 			t.Error(err)
 		}
 	})
-	disk := int64(size + 32*mib + step)
+	disk := int64(size + 64*mib + step)
 	if s.rig, err = crashtest.NewRig(t.Context(), s.w.User, memory, disk); err != nil {
 		t.Fatal(err)
 	}
