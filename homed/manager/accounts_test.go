@@ -3,20 +3,18 @@ package manager_test
 import (
 	"context"
 	"fmt"
-	"os/exec"
 	"slices"
 	"testing"
 
 	"hearth/homed/home"
 	"hearth/homed/manager"
 	"hearth/internal/fault"
+	"hearth/internal/testenv"
 )
 
 // TestFree holds the one question about several accounts against the system's own.
 func TestFree(t *testing.T) {
-	if _, err := exec.LookPath("getent"); err != nil {
-		t.Skip("no getent")
-	}
+	testenv.Need(t, "getent")
 	var g manager.Getent
 	for _, c := range []struct {
 		keys []string

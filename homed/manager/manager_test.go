@@ -436,6 +436,21 @@ func (d *daemon) create(r *records.Record) error {
 	return err
 }
 
+// savedView is what a home's record on the disk says, which has no sizes of the
+// moment.
+func (d *daemon) savedView(name string) records.View {
+	d.t.Helper()
+	text, err := os.ReadFile(d.file("records", name+".identity"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	r, err := records.Parse(text, records.HostFile)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return r.View(records.Machine{ID: machineID})
+}
+
 func (d *daemon) state(name, want string) {
 	d.t.Helper()
 	i, err := d.Lookup(d.t.Context(), manager.Key{Name: name})

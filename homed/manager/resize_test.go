@@ -25,19 +25,7 @@ func TestResize(t *testing.T) {
 	if err := d.create(newRecord(t, "ann")); err != nil {
 		t.Fatal(err)
 	}
-	// What is saved, without the sizes of the moment.
-	view := func() records.View {
-		t.Helper()
-		text, err := os.ReadFile(d.file("records", "ann.identity"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		r, err := records.Parse(text, records.HostFile)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r.View(records.Machine{ID: machineID})
-	}
+	view := func() records.View { return d.savedView("ann") }
 	kind(t, "to the size on record while rebalancing decides", d.resize("ann", math.MaxUint64, password), fault.InvalidArgs)
 	kind(t, "with a wrong password", d.resize("ann", 1<<30, "wrong"), fault.BadPassword)
 	if v := view(); v.DiskSize != nil || v.RebalanceWeight != 100 {
@@ -82,18 +70,7 @@ func TestRebalance(t *testing.T) {
 	testenv.Need(t, "root")
 	d := boot(t, t.TempDir())
 	d.fails(fault.RebalanceNotNeeded, home.Rebalance, "")
-	saved := func(name string) records.View {
-		t.Helper()
-		text, err := os.ReadFile(d.file("records", name+".identity"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		r, err := records.Parse(text, records.HostFile)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r.View(records.Machine{ID: machineID})
-	}
+	saved := d.savedView
 	for _, name := range []string{"ann", "bob", "carl", "eve"} {
 		b := newRecord(t, name, "fileSystemType", "btrfs").Edit()
 		switch name {

@@ -70,7 +70,7 @@ func TestNoRoomForRecords(t *testing.T) {
 		if what == "read-only" {
 			want = s.kind
 		}
-		before := nameOnDisk(t, d)
+		before := d.savedView("ann").RealName
 		for i := range 5 {
 			name := fmt.Sprintf("Ann, %s, %d", what, i)
 			r, err := newRecord(t, "ann", "realName", name).Edit().Set("lastChangeUSec", uint64(time.Now().UnixMicro())).Record()
@@ -82,7 +82,7 @@ func TestNoRoomForRecords(t *testing.T) {
 			if want != "" {
 				name = before
 			}
-			if now := nameOnDisk(t, d); now != name {
+			if now := d.savedView("ann").RealName; now != name {
 				t.Errorf("%s: the record on the disk says %q, want %q", what, now, name)
 			}
 			if now := d.record("ann").View(records.Machine{ID: machineID}).RealName; now != name {
@@ -104,21 +104,6 @@ func TestNoRoomForRecords(t *testing.T) {
 	if err != nil || len(list) > 0 {
 		t.Errorf("left behind: %q, %v", list, err)
 	}
-}
-
-// nameOnDisk is what the record of ann on the disk, whose signature counts,
-// says of her name.
-func nameOnDisk(t *testing.T, d *daemon) string {
-	t.Helper()
-	text, err := os.ReadFile(d.file("records", "ann.identity"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := records.Parse(text, records.HostFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r.View(records.Machine{ID: machineID}).RealName
 }
 
 // TestReserveIsForRecordsThatAreThere: a new record finds no room on a full
