@@ -259,7 +259,7 @@ func (l *login) run(op string, flags uint32) frame.Code {
 	defer s.Close()
 	l.interlock = false
 	got := Run(context.Background(), Hook{
-		Conv: l, Start: s, MachineID: machineID, Hostname: "test", Now: l.now, Agents: l.agents, Bounding: session.All,
+		Conv: l, Start: s, MachineID: machineID, Hostname: "test", Now: l.now, Agents: l.agents, Bounding: func() session.Capabilities { return session.All },
 		Dial: func(context.Context) (Homes, error) {
 			if l.bus.dial != nil {
 				return nil, l.bus.dial

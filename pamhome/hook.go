@@ -60,8 +60,9 @@ type Hook struct {
 	Root string
 	// MachineID and Hostname tell which parts of a record are about us.
 	MachineID, Hostname string
-	// Bounding is the login process's capability bounding set.
-	Bounding session.Capabilities
+	// Bounding asks for the login process's capability bounding set, one
+	// call of the kernel for each: only a session that is set up needs it.
+	Bounding func() session.Capabilities
 	Now      func() time.Time
 	// Agents are asked where nobody sits in front of the login program.
 	Agents Agents

@@ -295,7 +295,7 @@ func (c *call) applySettings(v records.View, seat bool) {
 		service = *c.Start.Service
 	}
 	s := session.From(v, c.session, service, seat, session.Machine{
-		TimeZone: session.Zone, Locale: session.Locale, Kernel: c.Bounding,
+		TimeZone: session.Zone, Locale: session.Locale, Kernel: c.Bounding(),
 	})
 	for _, w := range s.Warnings {
 		c.log(logWarning, "%s", w)

@@ -56,7 +56,7 @@ func run() int {
 	go leave(ctx, cancel, conn, start.Host)
 
 	hook := pamhome.Hook{
-		Conv: conn, Start: start, Now: time.Now, Agents: pamhome.SystemAgents(), Bounding: pamhome.OwnBounding(),
+		Conv: conn, Start: start, Now: time.Now, Agents: pamhome.SystemAgents(), Bounding: pamhome.OwnBounding,
 		Dial: func(ctx context.Context) (pamhome.Homes, error) {
 			c, err := home1.Dial(ctx)
 			if err != nil {

@@ -105,7 +105,9 @@ func New(sock *os.File) (*Conn, *Start, error) {
 		c.Close()
 		return nil, nil, fmt.Errorf("read START: %w", err)
 	}
-	c.phase, c.host = s.Phase, s.hostPID()
+	if c.phase, c.host = s.Phase, -1; c.phase == OpenSession {
+		c.host = s.hostPID() // only a session's settings need it
+	}
 	go func() {
 		defer close(c.reader)
 		defer in.Close()
