@@ -117,8 +117,15 @@ func (p *plain) number() (json.Number, bool) {
 	return digits, true
 }
 
+// maxPlain bounds the parameters that are each held against all before them. No
+// method of ours has so many.
+const maxPlain = 8
+
 func (p *plain) parameters(r *request) bool {
 	return p.members(func(key []byte) bool {
+		if len(r.params) == maxPlain {
+			return false
+		}
 		for _, q := range r.params {
 			if q.name == string(key) {
 				return false

@@ -18,6 +18,7 @@ var plainCalls = []string{
 	`{"method":"a.B","parameters":{"uid":4294967296123456789}}`,
 	`{"method":"a.B","upgrade":false}`,
 	`{"method":"a.B"}`,
+	`{"method":"a.B","parameters":{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6,"g":7,"h":8}}`,
 	// The rest is for the other reader, or for nobody.
 	`{"method":"a.B","upgrade":true}`,
 	`{"method":"a.B","more":true,"oneway":true}`,
@@ -33,6 +34,7 @@ var plainCalls = []string{
 	`{"method":"a.B","other":1}`,
 	`{"parameters":{}}`,
 	`{"method":1}`,
+	`{"method":"a.B","parameters":{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6,"g":7,"h":8,"i":9}}`, // one may have thousands
 	`{"method":"a.B","more":truefalse}`,
 	`{}`, `{`, `[]`, ``,
 }
@@ -41,7 +43,7 @@ var plainCalls = []string{
 // understands nothing that the other one does not understand alike.
 func TestPlainCalls(t *testing.T) {
 	for i, text := range plainCalls {
-		if r := parsePlain([]byte(text)); (r != nil) != (i < 6) {
+		if r := parsePlain([]byte(text)); (r != nil) != (i < 7) {
 			t.Errorf("%s: %+v", text, r)
 		}
 		alike(t, text)
