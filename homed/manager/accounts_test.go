@@ -8,6 +8,7 @@ import (
 
 	"hearth/homed/home"
 	"hearth/homed/manager"
+	"hearth/homed/manager/managertest"
 	"hearth/internal/fault"
 	"hearth/internal/testenv"
 )
@@ -59,7 +60,7 @@ func (a asked) Free(ctx context.Context, keys []string) bool {
 func TestAskedOnce(t *testing.T) {
 	var calls []string
 	taken := noAccounts{"bob": true}
-	m, stop := serveMany(t, populate(t, t.TempDir(), 0), asked{taken, &calls})
+	m, stop := managertest.Serve(t, managertest.Populate(t, t.TempDir(), 0), asked{taken, &calls})
 	defer stop()
 	register := func(name string) error {
 		calls = nil

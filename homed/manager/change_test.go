@@ -118,13 +118,7 @@ func (d *daemon) keepsNoRecord(name string) {
 // come true later.
 func TestChangePasswordThatCannotBeSaved(t *testing.T) {
 	d := boot(t, t.TempDir())
-	r, err := newRecord(t, "ann").Edit().SetPrivileged("hashedPassword", []string{"$y$old"}).Record()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := d.create(r); err != nil {
-		t.Fatal(err)
-	}
+	d.createHashed("ann")
 	d.keepsNoRecord("ann")
 	if err := d.change("ann", "another one", password); err == nil {
 		t.Fatal("a change that nobody saved succeeded")

@@ -2,90 +2,24 @@ package manager_test
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"testing"
 	"time"
 
-	"hearth/homed/config"
 	"hearth/homed/home"
 	"hearth/homed/manager"
+	"hearth/homed/manager/managertest"
 	"hearth/internal/fault"
 	"hearth/records"
 )
 
-// populate fills dir with n signed records as a daemon left them.
-func populate(t testing.TB, dir string, n int) config.Layout {
-	t.Helper()
-	l := config.Layout{
-		RecordDir: dir + "/records", KeyDirs: []string{dir + "/records"}, NewKeyDir: dir + "/records",
-		BlobDir: dir + "/blobs", RunDir: dir + "/run", HomeRoot: dir + "/home", Worker: "/bin/false",
-	}
-	for _, d := range []string{l.RecordDir, l.RunDir, l.HomeRoot} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	private, public, err := records.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := records.NewSigner(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer signer.Close()
-	write := func(name string, text []byte, mode os.FileMode) {
-		if err := os.WriteFile(filepath.Join(l.RecordDir, name), text, mode); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("local.private", private, 0o400)
-	write("local.public", public, 0o444)
-	for i := range n {
-		r, err := records.NewBuilder(fmt.Sprintf("user%d", i)).Set("disposition", "regular").Set("realm", "example.org").Set("storage", "luks").
-			Set("uid", uint64(100000+i)).Set("aliases", []string{fmt.Sprintf("alias%d", i)}).Set("memberOf", []string{"audio", "video"}).
-			Set("realName", "A Person of Some Name").Set("lastChangeUSec", uint64(1795334937838250)).
-			SetPrivileged("hashedPassword", []string{"$y$j9T$F5Jx5fExrKuPp53xLKQ..1$tnSYvahCwPBHKZUspmcxMfb0.WiB9W.zEaKlOBL35rC"}).Record()
-		if err != nil {
-			t.Fatal(err)
-		}
-		v, err := signer.Sign(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		write(fmt.Sprintf("user%d.identity", i), v.Record().Pretty(), 0o600)
-	}
-	return l
-}
-
-// serveMany runs a manager until the test ends or stop is called.
-func serveMany(t testing.TB, l config.Layout, accounts manager.Accounts) (m *manager.Manager, stop func()) {
-	t.Helper()
-	m, err := manager.New(manager.Options{Layout: l, Machine: records.Machine{ID: machineID, Hostname: "host"}, Accounts: accounts})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- m.Run(ctx) }()
-	<-m.Ready()
-	return m, func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	}
-}
-
 // TestNoUIDLeft: what cannot get a UID is not made. All tries take one that
 // somebody has.
 func TestNoUIDLeft(t *testing.T) {
-	m, stop := serveMany(t, populate(t, t.TempDir(), 1), everyone{})
+	m, stop := managertest.Serve(t, managertest.Populate(t, t.TempDir(), 1), everyone{})
 	defer stop()
 	_, err := m.Do(t.Context(), manager.Operation{Verb: home.Create, Record: newRecord(t, "ann"), Secrets: (&daemon{t: t}).secrets("correct horse battery")})
 	kind(t, "a home without a UID", err, fault.TooManyHomes)
@@ -106,7 +40,7 @@ func (everyone) Free(context.Context, []string) bool { return false }
 // TestManyRecords: systemd-homed takes 500 and skips the others.
 func TestManyRecords(t *testing.T) {
 	const n = 700
-	m, stop := serveMany(t, populate(t, t.TempDir(), n), noAccounts{})
+	m, stop := managertest.Serve(t, managertest.Populate(t, t.TempDir(), n), noAccounts{})
 	defer stop()
 	list, err := m.List(t.Context())
 	if err != nil || len(list) != n {
@@ -184,7 +118,7 @@ func TestLookUpsBesideWorkers(t *testing.T) {
 func BenchmarkHomes(b *testing.B) {
 	for _, n := range []int{1000, 10000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			l := populate(b, b.TempDir(), n)
+			l := managertest.Populate(b, b.TempDir(), n)
 			heap := func() uint64 {
 				var s runtime.MemStats
 				runtime.GC()
@@ -195,7 +129,7 @@ func BenchmarkHomes(b *testing.B) {
 			var size uint64
 			for b.Loop() {
 				before, begin := heap(), time.Now()
-				m, stop := serveMany(b, l, noAccounts{})
+				m, stop := managertest.Serve(b, l, noAccounts{})
 				start += time.Since(begin)
 				size += heap() - before
 				const rounds = 1000

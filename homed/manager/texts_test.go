@@ -13,6 +13,7 @@ import (
 
 	"hearth/homed/home"
 	"hearth/homed/manager"
+	"hearth/homed/manager/managertest"
 	"hearth/internal/testenv"
 )
 
@@ -58,13 +59,7 @@ func TestTextsOfTheMoment(t *testing.T) {
 	testenv.Need(t, "root")
 	d := boot(t, testenv.Scratch(t))
 	for _, name := range []string{"ann", "bob"} {
-		r, err := newRecord(t, name).Edit().SetPrivileged("hashedPassword", []string{"$y$old"}).Record()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := d.create(r); err != nil {
-			t.Fatal(err)
-		}
+		d.createHashed(name)
 		d.upToDate(name, "create")
 	}
 	for i, v := range []home.Verb{home.Activate, home.Lock, home.Unlock, home.Deactivate, home.Authenticate} {
@@ -110,13 +105,7 @@ func TestTextsOfTheMoment(t *testing.T) {
 // beside it.
 func TestTextsBesideChanges(t *testing.T) {
 	d := boot(t, t.TempDir())
-	r, err := newRecord(t, "ann").Edit().SetPrivileged("hashedPassword", []string{"$y$old"}).Record()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := d.create(r); err != nil {
-		t.Fatal(err)
-	}
+	d.createHashed("ann")
 	var stop atomic.Bool
 	var askers sync.WaitGroup
 	for i := range 4 {
@@ -156,7 +145,7 @@ func TestTextsBesideChanges(t *testing.T) {
 // TestTextsAreKept: who asks again costs no record, and what is kept has a bound.
 func TestTextsAreKept(t *testing.T) {
 	const n = 1500
-	m, stop := serveMany(t, populate(t, t.TempDir(), n), noAccounts{})
+	m, stop := managertest.Serve(t, managertest.Populate(t, t.TempDir(), n), noAccounts{})
 	defer stop()
 	ask := func(i int) {
 		h, err := m.Lookup(t.Context(), manager.Key{Name: fmt.Sprintf("user%d", i)})

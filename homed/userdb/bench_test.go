@@ -4,20 +4,16 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/rand"
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"hearth/homed/config"
-	"hearth/homed/manager"
+	"hearth/homed/manager/managertest"
 	"hearth/homed/userdb"
-	"hearth/records"
 )
 
 // serve runs a manager with n homes that are elsewhere, and the front end before
@@ -25,65 +21,20 @@ import (
 func serve(b *testing.B, n int) string {
 	b.Helper()
 	dir := b.TempDir()
-	l := config.Layout{
-		RecordDir: dir + "/records", KeyDirs: []string{dir + "/records"}, NewKeyDir: dir + "/records",
-		BlobDir: dir + "/blobs", RunDir: dir + "/run", HomeRoot: dir + "/home", Worker: "/bin/false",
-	}
-	for _, d := range []string{l.RecordDir, l.RunDir, l.HomeRoot} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			b.Fatal(err)
-		}
-	}
-	private, public, err := records.GenerateKey(rand.Reader)
-	if err != nil {
-		b.Fatal(err)
-	}
-	signer, err := records.NewSigner(private)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer signer.Close()
-	write := func(name string, text []byte, mode os.FileMode) {
-		if err := os.WriteFile(filepath.Join(l.RecordDir, name), text, mode); err != nil {
-			b.Fatal(err)
-		}
-	}
-	write("local.private", private, 0o400)
-	write("local.public", public, 0o444)
-	for i := range n {
-		name := fmt.Sprintf("user%d", i)
-		r, err := records.NewBuilder(name).Set("disposition", "regular").Set("storage", "luks").
-			Set("uid", uint64(100000+i)).Set("imagePath", dir+"/elsewhere/"+name+".home").Set("homeDirectory", l.HomeRoot+"/"+name).
-			Set("memberOf", []string{"audio", "video"}).Set("realName", "A Person of Some Name").Set("lastChangeUSec", uint64(1795334937838250)).
-			SetPrivileged("hashedPassword", []string{"$y$j9T$F5Jx5fExrKuPp53xLKQ..1$tnSYvahCwPBHKZUspmcxMfb0.WiB9W.zEaKlOBL35rC"}).Record()
-		if err != nil {
-			b.Fatal(err)
-		}
-		v, err := signer.Sign(r)
-		if err != nil {
-			b.Fatal(err)
-		}
-		write(name+".identity", v.Record().Pretty(), 0o600)
-	}
-	machine := records.Machine{ID: "1e36d111fc5f48a2b78ad6694f4b2b13", Hostname: "host"}
-	m, err := manager.New(manager.Options{Layout: l, Machine: machine})
-	if err != nil {
-		b.Fatal(err)
-	}
+	m, stop := managertest.Serve(b, managertest.Populate(b, dir, n), nil)
+	b.Cleanup(stop)
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 2)
+	ended := make(chan error, 1)
 	socket := dir + "/io.systemd.Home"
-	go func() { ended <- m.Run(ctx) }()
-	go func() { ended <- userdb.Serve(ctx, userdb.Options{Manager: m, Socket: socket, Machine: machine}) }()
+	go func() {
+		ended <- userdb.Serve(ctx, userdb.Options{Manager: m, Socket: socket, Machine: managertest.Machine})
+	}()
 	b.Cleanup(func() {
 		cancel()
-		for range 2 {
-			if err := <-ended; err != nil {
-				b.Error(err)
-			}
+		if err := <-ended; err != nil {
+			b.Error(err)
 		}
 	})
-	<-m.Ready()
 	for range 1000 {
 		if _, err := os.Stat(socket); err == nil {
 			break
