@@ -2,6 +2,7 @@ package records
 
 import (
 	"errors"
+	"slices"
 
 	"hearth/internal/fault"
 	"hearth/internal/secret"
@@ -11,8 +12,10 @@ import (
 // says whether a record without any way to authenticate is refused. c spares
 // evaluating a hash twice; nil uses the one that s brings.
 //
-// Faults: BadPasswordAndNoToken where a token could have helped, BadPassword,
-// BadRecoveryKey where only a recovery key can help, HomeCantAuthenticate,
+// Faults: BadPasswordAndNoToken where a token could have helped, or what that
+// token would first ask of the person (TokenPresenceNeeded, TokenVerifyNeeded,
+// TokenPinNeeded), BadPassword, BadRecoveryKey where only a recovery key can
+// help, HomeCantAuthenticate,
 // LimitsExceeded where hashes and secrets would take a minute and more,
 // BadSignature for a zero record.
 func Authenticate(v Verified, s *Secrets, strict bool, c *HashCache) error {
@@ -46,8 +49,8 @@ func fit(r *Record, s *Secrets, strict bool, c *HashCache) error {
 		}
 	}
 	switch {
-	case a.tokens:
-		return fault.New(fault.BadPasswordAndNoToken, op, nil)
+	case a.cards || len(a.tokens) > 0:
+		return fault.New(a.wanted(), op, nil)
 	case len(a.hashes) > 0:
 		return fault.New(fault.BadPassword, op, nil)
 	case len(a.recovery) > 0:
@@ -62,7 +65,9 @@ func fit(r *Record, s *Secrets, strict bool, c *HashCache) error {
 type matcher struct {
 	hashes    []string
 	recovery  []*value
-	tokens    bool
+	cards     bool     // there are keys on PKCS#11 tokens
+	tokens    []*value // the salts of FIDO2 tokens
+	offered   *Secrets // may be nil
 	passwords []*secret.Bytes
 	canonical []*secret.Bytes
 	cache     *HashCache
@@ -73,7 +78,9 @@ func newMatcher(r *Record, s *Secrets, c *HashCache) (*matcher, error) {
 	a := &matcher{
 		hashes:   p.texts("hashedPassword"),
 		recovery: p.entries("recoveryKey"),
-		tokens:   p.hasEntries("pkcs11EncryptedKey") || p.hasEntries("fido2HmacSalt"),
+		cards:    p.hasEntries("pkcs11EncryptedKey"),
+		tokens:   p.entries("fido2HmacSalt"),
+		offered:  s,
 		cache:    c,
 	}
 	if s != nil {
@@ -123,6 +130,37 @@ func (a *matcher) recoveryKey(entry *value) (*secret.Bytes, error) {
 	return nil, nil
 }
 
+// demand is what a FIDO2 token is missing: that the person allows what the token
+// will ask of them, in the order in which it does, or only the token itself.
+// Clients of systemd-homed know that the first comes before any token is looked
+// for, and give it. No token can be spoken to here, so it ends with the last.
+func (a *matcher) demand(salt *value) fault.Kind {
+	asks := func(name string) bool { v := salt.get(name); return v.is(boolean) && v.num == 1 }
+	switch s := a.offered; {
+	case asks("up") && (s == nil || !s.PresencePermitted):
+		return fault.TokenPresenceNeeded
+	case asks("uv") && (s == nil || !s.VerificationPermitted):
+		return fault.TokenVerifyNeeded
+	case asks("clientPin") && (s == nil || len(s.TokenPins) == 0):
+		return fault.TokenPinNeeded
+	}
+	return fault.BadPasswordAndNoToken
+}
+
+// wanted is the first that any of the tokens is missing.
+func (a *matcher) wanted() fault.Kind {
+	var all []fault.Kind
+	for _, salt := range a.tokens {
+		all = append(all, a.demand(salt))
+	}
+	for _, k := range []fault.Kind{fault.TokenPresenceNeeded, fault.TokenVerifyNeeded, fault.TokenPinNeeded} {
+		if slices.Contains(all, k) {
+			return k
+		}
+	}
+	return fault.BadPasswordAndNoToken
+}
+
 // plaintexts returns, borrowed, what fits each hash of the record in the
 // record's order.
 func plaintexts(v Verified, s *Secrets) ([]*secret.Bytes, error) {
@@ -162,8 +200,11 @@ func plaintexts(v Verified, s *Secrets) ([]*secret.Bytes, error) {
 		}
 		out = append(out, p)
 	}
-	if a.tokens {
+	switch {
+	case a.cards:
 		return nil, fault.New(fault.BadPasswordAndNoToken, op, nil)
+	case len(a.tokens) > 0:
+		return nil, fault.New(a.demand(a.tokens[0]), op, nil)
 	}
 	return out, nil
 }
@@ -171,8 +212,8 @@ func plaintexts(v Verified, s *Secrets) ([]*secret.Bytes, error) {
 // RequirePlaintexts checks that for every password, recovery key and token of
 // the record what opens it is at hand: a home is made with a keyslot for each.
 // Faults: InvalidArgs for a record without password, KeyUnavailable when no
-// password is offered, BadPassword, BadRecoveryKey, BadPasswordAndNoToken,
-// BadSignature for a zero record.
+// password is offered, BadPassword, BadRecoveryKey, BadPasswordAndNoToken and what
+// comes before it with Authenticate, BadSignature for a zero record.
 func RequirePlaintexts(v Verified, s *Secrets) error {
 	_, err := plaintexts(v, s)
 	return err

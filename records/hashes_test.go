@@ -335,6 +335,55 @@ func TestAuthenticate(t *testing.T) {
 	}
 }
 
+// TestTokensAskFirst: what a record says that its token asks of the person is
+// asked for before the token is missed, as clients know it, in this order.
+func TestTokensAskFirst(t *testing.T) {
+	const hash = "$5$saltstring$5B8vYYiY.CVt1RlTTf8KbXBH3hsxY/GNooZaBBGWEc5"
+	salt := func(flags string) string {
+		return `{"credential":"AAAA","salt":"AAAA","hashedPassword":"x"` + flags + `}`
+	}
+	const all = `,"up":true,"uv":true,"clientPin":true`
+	for _, c := range []struct {
+		salts, card, secret string
+		unlock, create      fault.Kind
+	}{
+		{salt(``), ``, `{}`, fault.BadPasswordAndNoToken, fault.BadPasswordAndNoToken},
+		{salt(`,"up":false,"uv":false,"clientPin":false`), ``, `{}`, fault.BadPasswordAndNoToken, fault.BadPasswordAndNoToken},
+		{salt(all), ``, `{}`, fault.TokenPresenceNeeded, fault.TokenPresenceNeeded},
+		{salt(all), ``, `{"fido2UserPresencePermitted":false}`, fault.TokenPresenceNeeded, fault.TokenPresenceNeeded},
+		{salt(all), ``, `{"fido2UserPresencePermitted":true}`, fault.TokenVerifyNeeded, fault.TokenVerifyNeeded},
+		{salt(all), ``, `{"fido2UserPresencePermitted":true,"fido2UserVerificationPermitted":true}`, fault.TokenPinNeeded, fault.TokenPinNeeded},
+		{salt(all), ``, `{"fido2UserPresencePermitted":true,"fido2UserVerificationPermitted":true,"tokenPin":"1"}`, fault.BadPasswordAndNoToken, fault.BadPasswordAndNoToken},
+		{salt(`,"clientPin":true`) + "," + salt(`,"up":true`), ``, `{}`, fault.TokenPresenceNeeded, fault.TokenPinNeeded},
+		// A keyslot for each is made in order, the cards first.
+		{salt(all), `"pkcs11EncryptedKey":[{"uri":"pkcs11:token=x","data":"AAAA","hashedPassword":"x"}],`, `{}`, fault.TokenPresenceNeeded, fault.BadPasswordAndNoToken},
+	} {
+		r := vouched(mustParse(t, []byte(`{"userName":"ann","privileged":{"hashedPassword":["`+hash+`"],`+c.card+`"fido2HmacSalt":[`+c.salts+`]}}`), HostFile))
+		for _, right := range []bool{false, true} {
+			s, err := ParseSecrets(sec(t, c.secret))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			if s.Passwords = secretsOf(t, "wrong").Passwords; right {
+				s.Passwords = secretsOf(t, "Hello world!").Passwords
+			}
+			unlock, create := c.unlock, c.create
+			if right {
+				unlock = "" // whoever has the password needs no token
+			} else {
+				create = fault.BadPassword
+			}
+			if err := Authenticate(r, s, true, nil); fault.KindOf(err) != unlock {
+				t.Errorf("%s %s %s, right password %v: %v, want %q", c.salts, c.card, c.secret, right, err, unlock)
+			}
+			if err := RequirePlaintexts(r, s); fault.KindOf(err) != create {
+				t.Errorf("%s %s %s, right password %v: to create %v, want %q", c.salts, c.card, c.secret, right, err, create)
+			}
+		}
+	}
+}
+
 func TestEachPairIsHashedOnce(t *testing.T) {
 	r := vouched(mustParse(t, []byte(`{"userName":"ann","privileged":{"hashedPassword":["$5$saltstring$5B8vYYiY.CVt1RlTTf8KbXBH3hsxY/GNooZaBBGWEc5"]}}`), HostFile))
 	s := secretsOf(t, "no", "Hello world!")

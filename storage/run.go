@@ -374,7 +374,8 @@ func (f *flow) grant(r *records.Record) error {
 // rejected tells a wrong password from other reasons to refuse.
 func rejected(err error) bool {
 	switch fault.KindOf(err) {
-	case fault.BadPassword, fault.BadRecoveryKey, fault.BadPasswordAndNoToken:
+	case fault.BadPassword, fault.BadRecoveryKey, fault.BadPasswordAndNoToken,
+		fault.TokenPresenceNeeded, fault.TokenVerifyNeeded, fault.TokenPinNeeded:
 		return true
 	}
 	return false
@@ -499,10 +500,11 @@ func (f *flow) worthless(text []byte, err error) bool {
 		return false
 	}
 	switch fault.KindOf(err) {
-	case fault.FileNotFound, fault.Inconsistent, fault.InvalidArgs, fault.OtherUser, fault.BadSignature, fault.LimitsExceeded,
-		fault.BadPassword, fault.BadRecoveryKey, fault.BadPasswordAndNoToken, fault.HomeCantAuthenticate:
+	case fault.FileNotFound, fault.Inconsistent, fault.InvalidArgs, fault.OtherUser, fault.BadSignature, fault.LimitsExceeded, fault.HomeCantAuthenticate:
 	default:
-		return false
+		if !rejected(err) {
+			return false
+		}
 	}
 	r, perr := records.Parse(text, records.EmbeddedFile)
 	if perr != nil {

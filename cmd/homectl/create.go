@@ -156,7 +156,7 @@ func (c *command) createHome(ctx context.Context, client *home1.Client, record m
 		}
 		c.fail("%s", fault.Public(weak))
 		c.info("(Use --enforce-password-policy=no to turn off password quality checks for this account.)")
-		k.close()
+		secret.CloseAll(k.passwords)
 		k.passwords = nil
 		if err := c.choosePassword(ctx, record, name, k); err != nil {
 			return err

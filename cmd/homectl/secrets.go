@@ -22,21 +22,39 @@ const passwordLimit = 2048
 // A keyring is what was learned so far to open one home: newest first, without
 // duplicates.
 type keyring struct {
-	passwords []*secret.Bytes
-	recovery  *secret.Bytes // a new recovery key, borrowed, that goes along with them
+	passwords, pins []*secret.Bytes
+	recovery        *secret.Bytes // a new recovery key, borrowed, that goes along with them
+	// What a security token may ask of the person.
+	path, presence, verification bool
 }
 
-func (k *keyring) close() { secret.CloseAll(k.passwords) }
+func (k *keyring) close() {
+	secret.CloseAll(k.passwords)
+	secret.CloseAll(k.pins)
+	k.passwords, k.pins = nil, nil
+}
 
 // add takes p over.
-func (k *keyring) add(p *secret.Bytes) {
-	for _, have := range k.passwords {
+func (k *keyring) add(p *secret.Bytes) { k.passwords = newestFirst(k.passwords, p) }
+
+// addPIN takes p over.
+func (k *keyring) addPIN(p *secret.Bytes) { k.pins = newestFirst(k.pins, p) }
+
+func newestFirst(list []*secret.Bytes, p *secret.Bytes) []*secret.Bytes {
+	for _, have := range list {
 		if have.Equal(p) {
 			p.Close()
-			return
+			return list
 		}
 	}
-	k.passwords = append([]*secret.Bytes{p}, k.passwords...)
+	return append([]*secret.Bytes{p}, list...)
+}
+
+// permit reports whether permission is news.
+func permit(permission *bool) bool {
+	news := !*permission
+	*permission = true
+	return news
 }
 
 // section returns the content of a record's secret section, for the bus. The
@@ -46,7 +64,8 @@ func (k *keyring) section() (*secret.Bytes, error) {
 	if k.recovery != nil {
 		all = append(slices.Clone(all), k.recovery)
 	}
-	return records.EncodeSecrets(all)
+	s := records.Secrets{Passwords: all, TokenPins: k.pins, PathPermitted: k.path, PresencePermitted: k.presence, VerificationPermitted: k.verification}
+	return s.Encode()
 }
 
 // steal takes a password out of the environment, so that neither a second
@@ -69,8 +88,12 @@ func (c *command) steal(variable string) (*secret.Bytes, error) {
 func (c *command) harvest(ctx context.Context, user string) (*keyring, error) {
 	k := &keyring{}
 	// The recovery key first: what is added last is tried first.
-	for _, item := range []struct{ variable, credential, key string }{
-		{"", "home.recovery-key", "home-recovery-key"}, {"PASSWORD", "home.password", "home-password"},
+	for _, item := range []struct {
+		variable, credential, key string
+		add                       func(*secret.Bytes)
+	}{
+		{"", "home.recovery-key", "home-recovery-key", k.add}, {"PASSWORD", "home.password", "home-password", k.add},
+		{"PIN", "home.token-pin", "token-pin", k.addPIN},
 	} {
 		if item.variable != "" {
 			p, err := c.steal(item.variable)
@@ -78,7 +101,7 @@ func (c *command) harvest(ctx context.Context, user string) (*keyring, error) {
 				return k, err
 			}
 			if p != nil {
-				k.add(p)
+				item.add(p)
 				continue
 			}
 		}
@@ -91,7 +114,7 @@ func (c *command) harvest(ctx context.Context, user string) (*keyring, error) {
 			return k, err
 		}
 		for _, p := range slices.Backward(list) {
-			k.add(p)
+			item.add(p)
 		}
 	}
 	return k, nil
@@ -146,6 +169,17 @@ func (c *command) slow(ctx context.Context, user string, k *keyring, call func(c
 		if err == nil {
 			return nil
 		}
+		switch kind := fault.KindOf(err); {
+		case kind == fault.TokenPathNeeded && permit(&k.path):
+			c.atToken("Please authenticate physically on security token.")
+			continue
+		case kind == fault.TokenPresenceNeeded && permit(&k.presence):
+			c.atToken("Please confirm presence on security token.")
+			continue
+		case kind == fault.TokenVerifyNeeded && permit(&k.verification):
+			c.atToken("Please verify user on security token.")
+			continue
+		}
 		switch fault.KindOf(err) {
 		case fault.HomeAbsent:
 			c.fail("Home of user %s is currently absent, please plug in the necessary storage device or backing file system.", user)
@@ -176,6 +210,22 @@ func (c *command) slow(ctx context.Context, user string, k *keyring, call func(c
 			if err := c.askInto(ctx, k, "password", "Please enter password for user %s:", user); err != nil {
 				return err
 			}
+		case fault.TokenPinNeeded:
+			if err := c.askPIN(ctx, k, "", user); err != nil {
+				return err
+			}
+		case fault.BadPin:
+			if err := c.askPIN(ctx, k, "Security token PIN incorrect, please try again.", user); err != nil {
+				return err
+			}
+		case fault.BadPinFewTriesLeft:
+			if err := c.askPIN(ctx, k, "Security token PIN incorrect, please try again (only a few tries left!).", user); err != nil {
+				return err
+			}
+		case fault.BadPinOneTryLeft:
+			if err := c.askPIN(ctx, k, "Security token PIN incorrect, please try again (only one try left!).", user); err != nil {
+				return err
+			}
 		case fault.TokenPinLocked:
 			c.fail("Security token PIN is locked, please unlock it first. (Hint: Removal and re-insertion might suffice.)")
 			return errSaid
@@ -193,6 +243,27 @@ func (c *command) askInto(ctx context.Context, k *keyring, what, prompt, user st
 	}
 	k.add(p)
 	return nil
+}
+
+// askPIN says what was wrong with the last PIN, if one was, and asks for another.
+func (c *command) askPIN(ctx context.Context, k *keyring, wrong, user string) error {
+	if wrong != "" {
+		c.notice("%s", wrong)
+	}
+	p, err := c.prompt(ctx, "security token PIN", fmt.Sprintf("Please enter security token PIN for user %s:", user), user)
+	if err != nil {
+		return err
+	}
+	k.addPIN(p)
+	return nil
+}
+
+// atToken says what the person has to do there.
+func (c *command) atToken(what string) {
+	if looks(c.colour, os.Getenv).emoji {
+		what = "👆 " + what
+	}
+	c.notice("%s", what)
 }
 
 // newPassword asks twice, at most four times over, and says when the answer is

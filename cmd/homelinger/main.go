@@ -157,7 +157,9 @@ func (r *round) open(ctx, until context.Context, user string) error {
 		switch fault.KindOf(err) {
 		case "", fault.HomeAlreadyActive:
 			return nil
-		case fault.BadPassword, fault.BadPasswordAndNoToken:
+		case fault.BadPassword, fault.BadPasswordAndNoToken,
+			// Nobody sits at a token here; a password does as well.
+			fault.TokenPresenceNeeded, fault.TokenVerifyNeeded, fault.TokenPinNeeded:
 			what = "Password"
 		case fault.BadRecoveryKey:
 			what = "Recovery key"
