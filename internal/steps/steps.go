@@ -173,7 +173,10 @@ func follow(fd, pid int, before func(Step) bool) error {
 			return err
 		}
 		if p[0].Revents&unix.POLLIN == 0 {
-			return nil // nobody is left
+			if p[0].Revents&unix.POLLHUP != 0 {
+				return nil // nobody is left
+			}
+			continue // POLLERR says that a signal came while it looked
 		}
 		var n notice
 		if errno := ioctl(fd, unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); errno != 0 {
