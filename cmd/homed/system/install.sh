@@ -119,7 +119,7 @@ install_all() {
 	# them from the other.
 	other=$(elsewhere)
 	[ -z "$other" ] || die "ours is installed with PREFIX=$other already. Run 'make uninstall PREFIX=$other' first."
-	for f in "$(pam_dir)/pam_home.so" /usr/share/pam-configs/hearth /usr/share/pam-configs/hearth-password /usr/lib/systemd/system-sleep/hearth; do
+	for f in "$(pam_dir)/pam_home.so" /usr/share/pam-configs/hearth /usr/share/pam-configs/hearth-password /usr/lib/systemd/system-sleep/hearth /etc/profile.d/70-hearth-shell.sh; do
 		if [ -e "$DESTDIR$f" ] && ! ours "$f"; then die "$f is there already and not from here. Move it away first."; fi
 	done
 	mkdir -p "$DESTDIR$lib"
@@ -152,6 +152,7 @@ install_all() {
 	fill 644 "$here/homed-activate.service.in" "$found/lib/systemd/system/homed-activate.service"
 	fill 644 "$here/homed-linger.service.in" "$found/lib/systemd/system/homed-linger.service"
 	fill 755 "$here/sleep.in" /usr/lib/systemd/system-sleep/hearth # whatever the PREFIX
+	put 644 "$here/shell.sh" /etc/profile.d/70-hearth-shell.sh # shells look nowhere else
 	# Some systems' packages have this file here, and it says the same.
 	if [ ! -e "$DESTDIR$found/lib/systemd/homed.conf" ] || ours "$found/lib/systemd/homed.conf"; then
 		put 644 "$here/homed.conf" "$found/lib/systemd/homed.conf"

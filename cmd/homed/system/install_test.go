@@ -62,7 +62,7 @@ func TestStagedInstall(t *testing.T) {
 		"/usr/local/lib/systemd/system/homed.service", "/usr/local/lib/systemd/system/homed-activate.service", "/usr/local/lib/systemd/homed.conf", "/usr/local/share/doc/hearth/sshd.conf",
 		"/usr/local/lib/systemd/system/homed-linger.service", "/usr/local/lib/hearth/homelinger",
 		"/usr/local/share/dbus-1/system-services/org.freedesktop.home1.service", "/etc/dbus-1/system.d/hearth-home1.conf",
-		"/usr/share/polkit-1/actions/org.freedesktop.home1.policy", "/usr/share/pam-configs/hearth", "/usr/lib/systemd/system-sleep/hearth",
+		"/usr/share/polkit-1/actions/org.freedesktop.home1.policy", "/usr/share/pam-configs/hearth", "/usr/lib/systemd/system-sleep/hearth", "/etc/profile.d/70-hearth-shell.sh",
 	} {
 		if i := sort.SearchStrings(first, want); i == len(first) || first[i] != want {
 			t.Errorf("%s is not installed", want)
@@ -191,5 +191,54 @@ func TestBrokenInstall(t *testing.T) {
 	}
 	if left := files(t, root); len(left) != 1 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestShellExtra: what a session's credentials say is shown in its login shell,
+// the welcome once, and nothing of it where systemd's own file does that.
+func TestShellExtra(t *testing.T) {
+	text, err := os.ReadFile("shell.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	theirs := filepath.Join(dir, "theirs.sh")
+	file := filepath.Join(dir, "shell.sh")
+	changed := strings.ReplaceAll(string(text), "/etc/profile.d/70-systemd-shell-extra.sh", theirs)
+	if changed == string(text) {
+		t.Fatal("it does not look for systemd's file")
+	}
+	if err := os.WriteFile(file, []byte(changed), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	shows := func(prompt string, env ...string) string {
+		t.Helper()
+		cmd := exec.Command("sh", "-euc", prompt+`. "$0"; printf '[%s] %s' "${PS1-none}" "${SHELL_WELCOME-no welcome}"`, file)
+		cmd.Env = env
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	said := []string{"SHELL_PROMPT_PREFIX=pre>", "SHELL_PROMPT_SUFFIX=<post", "SHELL_WELCOME=hi %s there"}
+	for _, c := range []struct {
+		prompt string
+		env    []string
+		want   string
+	}{
+		{"PS1='$ '; ", said, "hi %s there\n[pre>$ <post] no welcome"},
+		{"PS1='$ '; ", nil, "[$ ] no welcome"},
+		{"unset PS1; ", said, "[none] hi %s there"}, // nobody sits there
+	} {
+		if got := shows(c.prompt, c.env...); got != c.want {
+			t.Errorf("%s%v shows %q, want %q", c.prompt, c.env, got, c.want)
+		}
+	}
+	if err := os.WriteFile(theirs, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := shows("PS1='$ '; ", said...); got != "[$ ] hi %s there" {
+		t.Errorf("beside systemd's file: %q", got)
 	}
 }
