@@ -287,6 +287,39 @@ func TestCryptsetupWrites(t *testing.T) {
 	}
 }
 
+// TestCryptsetupBackup: cryptsetup keeps a copy of our header and puts it back
+// over a container that has none any more, where we open it.
+func TestCryptsetupBackup(t *testing.T) {
+	testenv.Need(t, "cryptsetup")
+	const record = `{"userName":"ann"}`
+	d, h, vk := formatted(t, Params{}, cheap, record, "first", "second")
+	path := file(t, d)
+	backup := path + ".backup"
+	cryptsetup(t, "", "luksHeaderBackup", "--header-backup-file="+backup, path)
+	lost := copyOf(t, d)
+	write(t, lost, make([]byte, 16<<20), 0)
+	if _, err := Read(lost, lost.Size()); !fault.Is(err, fault.NotAnImage) {
+		t.Fatalf("a container without header: %v", err)
+	}
+	path = file(t, lost)
+	cryptsetup(t, "", "luksHeaderRestore", "--batch-mode", "--header-backup-file="+backup, path)
+	back := readFile(t, path)
+	again := mustRead(t, back)
+	if again.Damaged != Neither || again.Seqid() != h.Seqid() || again.UUID() != h.UUID() {
+		t.Errorf("it has come back as %s, seqid %d, damaged %v", again.UUID(), again.Seqid(), again.Damaged)
+	}
+	for i, pw := range []string{"first", "second"} {
+		key, n, err := again.Unlock(back, []*secret.Bytes{keep(t, pw)})
+		if err != nil || n != i || !key.Equal(vk) {
+			t.Fatalf("%s: keyslot %d, %v", pw, n, err)
+		}
+		key.Close()
+	}
+	if got, err := again.HomedToken(vk); err != nil || string(got) != record {
+		t.Errorf("record %q, %v", got, err)
+	}
+}
+
 func TestRemoveKeyslot(t *testing.T) {
 	d, h, _ := formatted(t, Params{}, cheap, "", "first", "second")
 	k := h.meta.keyslots[0]
