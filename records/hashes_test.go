@@ -121,7 +121,7 @@ func TestHashCosts(t *testing.T) {
 			t.Errorf("%s fits", stored)
 		}
 	}
-	if took := time.Since(begin); took > time.Second {
+	if took := time.Since(begin); took > 10*time.Second {
 		t.Errorf("it took %v to refuse them", took)
 	}
 	// What lies on the bounds is computed; the cheap ones show it.

@@ -106,7 +106,7 @@ func TestWake(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	r := &round{homes: s, dir: filepath.Join(dir, "q"), limit: 2 * time.Second, log: slog.New(slog.DiscardHandler)}
+	r := &round{homes: s, dir: filepath.Join(dir, "q"), limit: 4 * time.Second, log: slog.New(slog.DiscardHandler)}
 	asked := answer(t, r.dir, map[string][]string{
 		"ann": {"+wrong", "+right"},
 		"bea": {"+a", "+\xff", "+c", "+right"},
@@ -120,7 +120,7 @@ func TestWake(t *testing.T) {
 	if n != 6 || err != nil {
 		t.Errorf("asked for %d homes, %v", n, err)
 	}
-	if took := time.Since(began); took < 2*time.Second || took > 4*time.Second {
+	if took := time.Since(began); took < 4*time.Second || took > 30*time.Second {
 		t.Errorf("it took %v", took)
 	}
 	const q, again = "Password for home of user ", "Sorry, try again. Password for home of user "

@@ -62,7 +62,7 @@ func TestAdviceTakesNoTime(t *testing.T) {
 	for _, c := range []string{"a", "ab", "abc1", "qwerty", "\xff", "é"} {
 		advice(t, strings.Repeat(c, 2000))
 	}
-	if took := time.Since(begin); took > 2*time.Second {
+	if took := time.Since(begin); took > 10*time.Second {
 		t.Errorf("it took %v", took)
 	}
 }

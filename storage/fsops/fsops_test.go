@@ -240,7 +240,7 @@ func TestRunSaysWhatTheToolSaid(t *testing.T) {
 	defer cancel()
 	start := time.Now()
 	err = run(ctx, "/bin/sh", "-c", "sleep 60 & wait")
-	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 4*time.Second {
+	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 30*time.Second {
 		t.Errorf("cancelled after %v: %v", time.Since(start), err)
 	}
 }
