@@ -251,12 +251,15 @@ func (c *Conn) Send(m *dbus.Message) (uint32, error) {
 
 // SendThen is Send that calls f with the serial before anybody can answer.
 func (c *Conn) SendThen(m *dbus.Message, f func(serial uint32)) (uint32, error) {
-	n, err := m.CountFds()
-	if err != nil {
-		return 0, fmt.Errorf("encode message: %w", err)
-	}
-	if n > 0 {
-		m.Headers[dbus.FieldUnixFDs] = dbus.MakeVariant(uint32(n))
+	// godbus counts by encoding all of it, so only what may hold any is counted.
+	if sig, ok := m.Headers[dbus.FieldSignature].Value().(dbus.Signature); ok && strings.ContainsAny(sig.String(), "hv") {
+		n, err := m.CountFds()
+		if err != nil {
+			return 0, fmt.Errorf("encode message: %w", err)
+		}
+		if n > 0 {
+			m.Headers[dbus.FieldUnixFDs] = dbus.MakeVariant(uint32(n))
+		}
 	}
 	var b bytes.Buffer
 	fds, err := m.EncodeToWithFDs(&b, binary.LittleEndian)
