@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -496,7 +497,9 @@ func (p *product) tokens() {
 	p.ok("update tod --real-name='Tod T'")
 	p.MustSh("grep -q Y3JlZA== /home/tod/.identity && " + atMost + "homectl deactivate tod")
 	has()
-	if r := p.with("wrong", "activate tod </dev/null"); r.Code != 1 || !strings.Contains(r.Stderr, "configured security token not inserted") {
+	// What the token would ask of the person comes first.
+	if r := p.Sh("export PIN=1234 PASSWORD=wrong; " + atMost + "homectl activate tod </dev/null"); r.Code != 1 ||
+		!regexp.MustCompile(`(?s)Please confirm presence on security token\..*configured security token not inserted`).MatchString(r.Stderr) {
 		t.Errorf("a wrong password: %v", r)
 	}
 	if r := p.Sh(fmt.Sprintf("PASSWORD='%s' NEWPASSWORD='%[1]s-2' %s homectl passwd tod </dev/null", password, atMost)); r.Code != 1 || !strings.Contains(r.Stderr, "configured security token not inserted") {
