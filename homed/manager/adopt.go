@@ -66,8 +66,9 @@ func (m *Manager) found(ctx context.Context, c candidate) error {
 	}
 	subject := records.Bind(r.FoundAs(m.Machine.ID), m.Machine.ID, records.Binding{
 		Storage: c.storage, ImagePath: c.path, HomeDirectory: filepath.Join(m.Layout.HomeRoot, c.name),
-		UID: uid, GID: uid, HasUID: true,
 	})
+	// By themselves, as the text of such a record has them last with systemd-homed.
+	subject = records.Bind(subject, m.Machine.ID, records.Binding{UID: uid, GID: uid, HasUID: true})
 	return m.ask(ctx, func() {
 		if m.names[c.name] != nil || m.find(Key{UID: uid, ByUID: true}) != nil {
 			return

@@ -199,11 +199,11 @@ func (m *Manager) judgeChange(e *entry, s home.Start, text []byte) home.Done {
 		return home.Done{Err: err}
 	}
 	m.adopt(e, r)
-	if c := m.calls[s.Call.ID]; !s.Call.Offline && (c == nil || !c.balances) {
+	if c := m.calls[s.Call.ID]; !s.Call.Offline && (c == nil || !c.balances && !c.fits) {
 		m.succeeded(e)
 		return home.Done{}
 	}
-	// Nobody was authenticated.
+	// Nobody was authenticated, or it does not count.
 	if err := m.save(e); err != nil {
 		return home.Done{Err: notSaved(string(s.Work)+" home", err)}
 	}

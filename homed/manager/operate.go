@@ -24,6 +24,7 @@ type call struct {
 	reply     chan answer // of one
 	all       *collective // instead of reply: part of an operation on all homes
 	balances  bool        // nobody asked: rebalancing resizes
+	fits      bool        // a resize to the size that the image has
 }
 
 type answer struct {

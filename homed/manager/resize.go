@@ -3,6 +3,8 @@ package manager
 import (
 	"math"
 
+	"golang.org/x/sys/unix"
+
 	"hearth/homed/home"
 	"hearth/internal/fault"
 	"hearth/records"
@@ -51,5 +53,19 @@ func (m *Manager) launchResize(e *entry, s home.Start, c *call) error {
 	if err != nil {
 		return err
 	}
+	c.fits = fits(e.ImagePath, next.View(m.Machine))
 	return m.work(e, s, next, c.secrets)
+}
+
+// fits reports whether a home's image has the size on record. systemd-homed then
+// does nothing and counts no login; ours opens the home, in which a resize may
+// have been cut off, and counts none either.
+func fits(path string, v records.View) bool {
+	const unit = 1 << 20 // sizes are rounded down to it
+	var st unix.Stat_t
+	if v.Storage != "luks" || v.DiskSize == nil || unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return false
+	}
+	size := uint64(st.Size)
+	return *v.DiskSize/unit*unit <= size && size <= *v.DiskSize
 }

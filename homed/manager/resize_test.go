@@ -1,6 +1,7 @@
 package manager_test
 
 import (
+	"bytes"
 	"math"
 	"os"
 	"testing"
@@ -62,6 +63,39 @@ func TestResize(t *testing.T) {
 	}
 	d.eventually("eve", "unfixated")
 	kind(t, "an unfixated home", d.resize("eve", 1<<30, password), fault.HomeUnfixated)
+}
+
+// TestResizeToTheSizeThatIsThere counts no login, as with systemd-homed.
+func TestResizeToTheSizeThatIsThere(t *testing.T) {
+	d := boot(t, t.TempDir())
+	if err := d.create(newRecord(t, "ann")); err != nil {
+		t.Fatal(err)
+	}
+	const size = 6 << 20
+	counted := d.record("ann").Counters(machineID).Good
+	for _, c := range []struct {
+		image  int
+		counts uint64
+	}{{size - 1<<20, 1}, {size, 0}, {size + 1, 1}} {
+		// What these workers keep in an image is JSON.
+		text, err := os.ReadFile(d.file("home", "ann.home"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = bytes.TrimSpace(text)
+		text = append(text, bytes.Repeat([]byte{' '}, c.image-len(text))...)
+		if err := os.WriteFile(d.file("home", "ann.home"), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.resize("ann", size, password); err != nil {
+			t.Error(err)
+		}
+		now := d.record("ann").Counters(machineID).Good
+		if now != counted+c.counts {
+			t.Errorf("an image of %d bytes: %d logins counted, want %d", c.image, now-counted, c.counts)
+		}
+		counted = now
+	}
 }
 
 // TestRebalance: all open homes of ours take part that have a weight, and keep
