@@ -3,13 +3,16 @@ package bus
 import (
 	"context"
 	"encoding/json"
+	"encoding/xml"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -287,6 +290,101 @@ func TestGenericFailures(t *testing.T) {
 	}
 	if got := objects[ann]; len(got) != 4 || len(got[home1.HomeInterface]) != 5 || len(got[home1.PeerInterface]) != 0 {
 		t.Errorf("objects are %v", objects)
+	}
+}
+
+// TestShownWhileTheyComeAndGo: whoever looks at the tree of objects while homes
+// appear and vanish finds those that stay, whole, and of the others all or
+// nothing.
+func TestShownWhileTheyComeAndGo(t *testing.T) {
+	testenv.Need(t, "root")
+	r := serve(t)
+	r.register(t, "ann", map[string]any{"uid": 60456})
+	const ann, guest = home1.HomesPath + "/ann", home1.HomesPath + "/guest"
+	var over atomic.Bool
+	var lookers sync.WaitGroup
+	defer func() {
+		over.Store(true)
+		lookers.Wait()
+	}()
+	looks := [...]func(c *dbus.Conn) error{
+		func(c *dbus.Conn) error {
+			var text string
+			if err := c.Object(home1.Name, home1.HomesPath).Call(home1.IntrospectableInterface+".Introspect", 0).Store(&text); err != nil {
+				return err
+			}
+			var node struct {
+				Nodes []struct {
+					Name string `xml:"name,attr"`
+				} `xml:"node"`
+			}
+			if err := xml.Unmarshal([]byte(text), &node); err != nil {
+				return err
+			}
+			for _, n := range node.Nodes { // in no order
+				if n.Name == "ann" {
+					return nil
+				}
+			}
+			return fmt.Errorf("children are %v", node.Nodes)
+		},
+		func(c *dbus.Conn) error {
+			var objects map[dbus.ObjectPath]map[string]map[string]dbus.Variant
+			if err := c.Object(home1.Name, home1.HomesPath).Call(home1.ObjectManagerInterface+".GetManagedObjects", 0).Store(&objects); err != nil {
+				return err
+			}
+			for path, o := range objects {
+				if len(o) != 4 || len(o[home1.HomeInterface]) != 5 {
+					return fmt.Errorf("%s is %v", path, o)
+				}
+			}
+			if objects[ann] == nil {
+				return errors.New("ann is not there")
+			}
+			return nil
+		},
+		func(c *dbus.Conn) error {
+			var all map[string]dbus.Variant
+			err := c.Object(home1.Name, guest).Call(home1.PropertiesInterface+".GetAll", 0, home1.HomeInterface).Store(&all)
+			if errName(err) == "org.freedesktop.DBus.Error.UnknownObject" || err == nil && len(all) == 5 {
+				return nil
+			}
+			return fmt.Errorf("the guest has %v, %w", all, err)
+		},
+		func(c *dbus.Conn) error {
+			var text string
+			err := c.Object(home1.Name, guest).Call(home1.IntrospectableInterface+".Introspect", 0).Store(&text)
+			if errName(err) == "org.freedesktop.DBus.Error.UnknownObject" || err == nil && strings.Contains(text, home1.HomeInterface) {
+				return nil
+			}
+			return fmt.Errorf("the guest is %s, %w", text, err)
+		},
+	}
+	var looked [len(looks)]atomic.Int64
+	for i, look := range looks {
+		c, err := dbus.Connect(r.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lookers.Go(func() {
+			defer func() { _ = c.Close() }()
+			for !over.Load() {
+				if err := look(c); err != nil {
+					t.Error(err)
+					return
+				}
+				looked[i].Add(1)
+			}
+		})
+	}
+	for range 20 {
+		r.register(t, "guest", nil)
+		if err := r.call(guest, home1.HomeInterface+".Unregister").Err; err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range looks {
+		settles(t, "one does not look", func() bool { return t.Failed() || looked[i].Load() > 0 })
 	}
 }
 
