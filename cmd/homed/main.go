@@ -119,7 +119,7 @@ func run(log *slog.Logger, level *slog.LevelVar) error {
 	if err != nil {
 		return err
 	}
-	o := manager.Options{Config: conf, Layout: layout, Machine: machine, Log: log, Devices: udev.System{Log: log}}
+	o := manager.Options{Config: conf, Layout: layout, Machine: machine, Log: log, Devices: udev.System{Log: log}, Ahead: true}
 	if freezes(os.Getenv("SYSTEMD_HOME_LOCK_FREEZE_SESSION"), log) {
 		o.Freezer = bus.Freezer{Address: layout.SystemBus}
 	}

@@ -1,7 +1,9 @@
 // Command homework carries out one storage operation on one home and exits. The
 // daemon starts it as root, in a mount namespace of its own, with the verb as
-// its only argument, the record on descriptor 0 and its socket on 3. It knows
-// one record, one set of secrets and one volume key, for as long as it lives.
+// its only argument, the record on descriptor 0 and its socket on 3; or ahead of
+// any request, which it then finds on the socket, and for which it makes itself
+// a namespace. It knows one record, one set of secrets and one volume key, for as
+// long as it lives.
 package main
 
 import (
@@ -9,6 +11,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +35,16 @@ var backends = map[string]storage.Backend{
 	"subvolume": subvolume.Backend{},
 }
 
+// A worker that waits for its request makes itself a namespace, which is one of
+// the first thread.
+func init() {
+	if isSpare() {
+		runtime.LockOSThread()
+	}
+}
+
+func isSpare() bool { return len(os.Args) == 2 && os.Args[1] == worker.SpareVerb }
+
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == holders.Verb {
 		// Not root any more: a worker started it as the home's user.
@@ -47,7 +61,13 @@ func main() {
 		os.Exit(1)
 	}
 	verb := os.Args[1]
-	err := worker.Serve(func(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, error) {
+	err := worker.Serve(verb, func(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, error) {
+		if isSpare() {
+			verb, began = r.Verb, time.Now()
+			if err := mounts.NewNamespace(); err != nil {
+				return nil, err
+			}
+		}
 		if r.Verb != verb {
 			return nil, fmt.Errorf("started for %q, asked for %q", verb, r.Verb)
 		}

@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,11 +95,35 @@ func startIn(t *testing.T, folder string, w *storagetest.World, verb string, sub
 		}
 		defer r.Secrets.Close()
 	}
-	p, err := worker.Start(context.Background(), program, r)
+	var s worker.Spare
+	// One is as good as the other. Who follows each step has to be there first.
+	if folder != stepped && started.Add(1)%2 == 0 {
+		s.Prepare(program)
+		pid := workerPID(t)
+		for end := time.Now().Add(10 * time.Second); pid == 0 && time.Now().Before(end); pid = workerPID(t) {
+			time.Sleep(time.Millisecond)
+		}
+		if own, theirs := namespaceOf(t, os.Getpid()), namespaceOf(t, pid); own != theirs {
+			t.Errorf("the worker that waits keeps namespace %s, and what is mounted there; ours is %s", theirs, own)
+		}
+	}
+	p, err := s.Start(context.Background(), program, r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// started is how many workers there were; every other one waits for its request.
+var started atomic.Int32
+
+func namespaceOf(t *testing.T, pid int) string {
+	t.Helper()
+	name, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
 }
 
 // finish takes what a worker reports; at is called with each stage.
@@ -173,7 +199,20 @@ func worldOf(t *testing.T, kind string) *storagetest.World {
 }
 
 func TestWorker(t *testing.T) {
-	w := world(t)
+	for _, kind := range []string{"luks", "directory"} {
+		// Each verb by a worker that was started for it, and by one that waited.
+		for _, first := range []int32{0, 1} {
+			t.Run(fmt.Sprint(kind, first), func(t *testing.T) {
+				w := worldOf(t, kind)
+				started.Store(first)
+				works(t, w)
+			})
+		}
+	}
+}
+
+func works(t *testing.T, w *storagetest.World) {
+	t.Helper()
 	if err := run(t, w, storage.Create, password); err != nil {
 		t.Fatal(err)
 	}

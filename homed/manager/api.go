@@ -40,6 +40,8 @@ type Options struct {
 	// SharedMounts starts workers in the daemon's own mount namespace, for
 	// tests without root.
 	SharedMounts bool
+	// Ahead keeps a worker started that waits for the next operation.
+	Ahead bool
 	// RetryAfter is how long a failed deactivation waits for its next try; 0
 	// is the 15 s of the interface's reference. Grace is how long the end of a
 	// short reference waits; 0 is 5 s. Tests shorten them.

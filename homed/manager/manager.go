@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"hearth/homed/home"
+	"hearth/homed/worker"
 	"hearth/internal/fault"
 	"hearth/records"
 	"hearth/storage/presence"
@@ -20,6 +21,10 @@ const (
 	shortRef   = 10 * time.Second // a reference that lasts less is followed by grace
 	grace      = 5 * time.Second
 	exitWait   = 30 * time.Second // for workers, when the daemon stops
+	// A worker is started ahead when all is quiet after the start, and when the
+	// last one's answer is on its way: whoever waits for that goes first.
+	spareFirst = 2 * time.Second
+	spareNext  = 5 * time.Millisecond
 )
 
 // A Manager owns all homes. Its exported methods may be called from any
@@ -51,6 +56,7 @@ type Manager struct {
 	subscribers []func(Change)
 	changed     []*entry // to be announced, in order
 	workers     int
+	spare       worker.Spare // with a lock of its own
 	balance     balance
 	reserved    int64 // bytes that are set aside for a record
 	stopping    bool
@@ -111,6 +117,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 	m.keys = keys
 	defer m.keys.close()
+	defer m.spare.Close()
 	m.handle(func() {
 		if err = m.loadRecords(); err != nil {
 			return
@@ -128,6 +135,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer watching.Wait()
 	watching.Go(func() { m.watchRoot(ctx) })
 	close(m.loaded)
+	m.prepareIn(spareFirst)
 	for {
 		select {
 		case f := <-m.events:
@@ -156,6 +164,13 @@ func (m *Manager) stop() {
 			m.log.Warn("leaving workers behind that did not end in time", "workers", m.workers)
 			return
 		}
+	}
+}
+
+// prepareIn has a worker started ahead, beside the loop and in a while.
+func (m *Manager) prepareIn(d time.Duration) {
+	if m.Ahead {
+		time.AfterFunc(d, func() { m.spare.Prepare(m.Layout.Worker) })
 	}
 }
 

@@ -38,7 +38,7 @@ const password = "correct horse"
 // there is: an image that holds the record, mounted as an empty tmpfs.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && !strings.HasPrefix(os.Args[1], "-") {
-		if err := worker.Serve(operate); err != nil {
+		if err := worker.Serve(os.Args[1], operate); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -312,7 +312,7 @@ func bootAs(t *testing.T, dir, machine string) *daemon {
 	return bootWith(t, dir, machine, nil)
 }
 
-func bootWith(t *testing.T, dir, machine string, devices manager.Devices) *daemon {
+func bootWith(t *testing.T, dir, machine string, devices manager.Devices, change ...func(*manager.Options)) *daemon {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -324,7 +324,7 @@ func bootWith(t *testing.T, dir, machine string, devices manager.Devices) *daemo
 		}
 	}
 	d := &daemon{t: t, dir: dir, logged: &lockedBuffer{}, freezer: &sessions{}}
-	m, err := manager.New(manager.Options{
+	o := manager.Options{
 		Layout: config.Layout{
 			RecordDir: dir + "/records", KeyDirs: []string{dir + "/etc", dir + "/records"}, NewKeyDir: dir + "/records",
 			BlobDir: dir + "/blobs", RunDir: dir + "/run", HomeRoot: dir + "/home", Worker: self, FallbackShell: "/usr/lib/hearth/homeshell",
@@ -339,7 +339,11 @@ func bootWith(t *testing.T, dir, machine string, devices manager.Devices) *daemo
 		Suspended:    func(user string) (bool, error) { return exists(dir + "/home/" + user + ".home.suspended"), nil },
 		SharedMounts: true,
 		RetryAfter:   200 * time.Millisecond, Grace: 100 * time.Millisecond,
-	})
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	m, err := manager.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -304,7 +304,7 @@ func (m *Manager) work(e *entry, s home.Start, subject records.Subject, secrets 
 	// file system.
 	var p *worker.Process
 	var err error
-	m.aside(func() { p, err = worker.Start(context.Background(), m.Layout.Worker, r) })
+	m.aside(func() { p, err = m.spare.Start(context.Background(), m.Layout.Worker, r) })
 	if err != nil {
 		return err
 	}
@@ -347,6 +347,7 @@ func (m *Manager) deliver(e *entry, s home.Start, ev worker.Event) {
 			m.workers--
 			m.checkReferences(e)
 			m.step(e, m.judge(e, s, *ev.Answer))
+			m.prepareIn(spareNext)
 			if ev.Answer.Err == nil && (s.Work == home.WorkActivate || s.Work == home.WorkDeactivate || s.Work == home.WorkRemove) {
 				m.balanceIn(0)
 			}

@@ -8,7 +8,9 @@
 // on fd 0, and a seqpacket socket on fd 3. On it arrive two packets: what is
 // asked for as JSON, with the parameters as a memfd of their own, since the keys
 // that count may be many; then the secret section as it is (if there is one),
-// then one packet for each blob that was given, with its descriptor.
+// then one packet for each blob that was given, with its descriptor. A worker
+// that was started ahead (Spare) has SpareVerb as its argument, finds the record
+// in a packet after the first, and says when it has read all of its request.
 // Back go JSON packets: progress, the image lock with its descriptor, and last
 // the one answer, whose record travels as a memfd too, since a record may be
 // longer than a packet. An operation that must not go on before the host has
@@ -84,7 +86,13 @@ const (
 	maxChain   = 4 << 10  // JSON may need six bytes for one
 	maxBlobs   = 64       // the bus lets fewer descriptors through
 	socketFD   = 3
+
+	recordPacket = "record" // with the record's memfd
+	taken        = "taken"
 )
+
+// SpareVerb is the argument of a worker that does not know its request yet.
+const SpareVerb = "spare"
 
 // opening is the first packet to the worker.
 type opening struct {
@@ -96,7 +104,7 @@ type opening struct {
 
 // packet is everything that comes back.
 type packet struct {
-	Type string `json:"type"` // progress, lock, keep, answer; to the worker: kept
+	Type string `json:"type"` // taken, progress, lock, keep, answer; to the worker: kept
 
 	Stage string `json:"stage,omitempty"`
 	Done  uint64 `json:"done,omitempty"`

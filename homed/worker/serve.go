@@ -31,13 +31,14 @@ type Uplink interface {
 	Keep(record []byte) error
 }
 
-// Serve is the worker's half: it takes the request from fds 0 and 3, lets
-// handle carry it out, and sends back the record or the fault that handle
-// returns. ctx ends when the daemon is gone or asks to unwind (SIGTERM).
+// Serve is the half of a worker that was started with verb: it takes the request
+// from fds 0 and 3, lets handle carry it out, and sends back the record or the
+// fault that handle returns. ctx ends when the daemon is gone or asks to unwind
+// (SIGTERM). A spare waits for its request, and is done when none comes.
 //
 // Serve returns an error when the request could not be read or the answer not
 // be sent; what handle returned is not an error of Serve.
-func Serve(handle func(ctx context.Context, r Request, up Uplink) ([]byte, error)) error {
+func Serve(verb string, handle func(ctx context.Context, r Request, up Uplink) ([]byte, error)) error {
 	socket := os.NewFile(socketFD, "daemon")
 	c, err := net.FileConn(socket)
 	_ = socket.Close()
@@ -49,16 +50,33 @@ func Serve(handle func(ctx context.Context, r Request, up Uplink) ([]byte, error
 		_ = c.Close()
 		return errors.New("worker: fd 3 is not a unix socket")
 	}
-	return serve(os.Stdin, conn, handle)
+	record := os.Stdin
+	if verb == SpareVerb {
+		record = nil
+	}
+	return serve(record, conn, handle)
 }
 
+// serve finds the record in a packet if there is no file.
 func serve(record *os.File, conn *net.UnixConn, handle func(context.Context, Request, Uplink) ([]byte, error)) error {
 	defer func() { _ = conn.Close() }()
 	r, err := readRequest(record, conn)
+	if record == nil && errors.Is(err, io.EOF) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("worker: %w", err)
 	}
 	defer r.close()
+	if record == nil {
+		data, err := json.Marshal(packet{Type: taken})
+		if err == nil {
+			_, err = conn.Write(data)
+		}
+		if err != nil {
+			return fmt.Errorf("worker: take request: %w", err)
+		}
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	ctx, cancel := context.WithCancel(ctx)
@@ -146,6 +164,19 @@ func readRequest(record *os.File, conn *net.UnixConn) (r Request, err error) {
 	}
 	if err != nil {
 		return r, fmt.Errorf("read parameters: %w", err)
+	}
+	if record == nil {
+		data, sent, err := receive(conn, buf)
+		if err == nil && (sent == nil || string(data) != recordPacket) {
+			err = errors.New("no record came along")
+		}
+		if sent != nil {
+			defer func() { _ = sent.Close() }()
+		}
+		if err != nil {
+			return r, fmt.Errorf("read request: %w", err)
+		}
+		record = sent
 	}
 	if r.Record, err = readRecord(record); err != nil {
 		return r, err

@@ -46,10 +46,11 @@ type Keep struct {
 
 // Process is a running worker.
 type Process struct {
-	cmd    *exec.Cmd
-	conn   *net.UnixConn
-	verb   string
-	events chan Event
+	process *os.Process
+	wait    func() error // until it has ended
+	conn    *net.UnixConn
+	verb    string
+	events  chan Event
 }
 
 // Start runs program for one operation, in a mount namespace of its own. When
@@ -59,6 +60,74 @@ type Process struct {
 // Faults: WorkerFailed if it cannot be started, InvalidArgs if the secrets are
 // too long or the blobs too many.
 func Start(ctx context.Context, program string, r Request) (*Process, error) {
+	const op = "start worker"
+	m, err := compose(r)
+	if err != nil {
+		return nil, err
+	}
+	defer m.close()
+	ours, theirs, err := pair()
+	if err != nil {
+		return nil, fault.New(fault.WorkerFailed, op, err)
+	}
+	defer func() { _ = theirs.Close() }()
+	// All packets go out before the worker exists: the socket holds them.
+	if err := m.send(ours, r, false); err != nil {
+		_ = ours.Close()
+		return nil, fault.New(fault.WorkerFailed, op, err)
+	}
+	cmd := command(program, r.Verb, theirs)
+	cmd.Stdin = m.record
+	if !r.SharedMounts {
+		// Cloneflags, not Unshareflags: with the latter the runtime makes "/"
+		// private, and no home would ever reach the host.
+		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNS
+	}
+	if err := cmd.Start(); err != nil {
+		_ = ours.Close()
+		return nil, fault.New(fault.WorkerFailed, op, err)
+	}
+	return follow(ctx, &Process{process: cmd.Process, wait: cmd.Wait, conn: ours, verb: r.Verb}), nil
+}
+
+// command is how a worker is run, but for its namespace and its input.
+func command(program, verb string, socket *os.File) *exec.Cmd {
+	cmd := exec.Command(program, verb)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	cmd.ExtraFiles = []*os.File{socket}
+	// A process group of its own: Ctrl-C at a daemon in the foreground is not
+	// meant for it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return cmd
+}
+
+// follow listens to a worker that has its request.
+func follow(ctx context.Context, p *Process) *Process {
+	p.events = make(chan Event, 4)
+	stop := context.AfterFunc(ctx, p.Cancel)
+	go func() {
+		defer stop()
+		p.listen()
+	}()
+	return p
+}
+
+// A message is a request on its way: the first packet, and what goes beside it.
+type message struct {
+	first          []byte
+	params, record *os.File
+}
+
+func (m *message) close() {
+	for _, f := range []*os.File{m.params, m.record} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// compose makes a message. Faults as Start.
+func compose(r Request) (m *message, err error) {
 	const op = "start worker"
 	secrets := -1
 	if r.Secrets != nil {
@@ -70,71 +139,52 @@ func Start(ctx context.Context, program string, r Request) (*Process, error) {
 	if len(r.Blobs) > maxBlobs {
 		return nil, fault.Newf(fault.InvalidArgs, op, "A blob directory has at most %d files.", maxBlobs)
 	}
-	first, err := json.Marshal(opening{Verb: r.Verb, Secrets: secrets, Blobs: names(r.Blobs)})
-	if err != nil {
-		return nil, fault.New(fault.WorkerFailed, op, err)
+	m = &message{}
+	defer func() {
+		if err != nil {
+			m.close()
+			m, err = nil, fault.New(fault.WorkerFailed, op, err)
+		}
+	}()
+	if m.first, err = json.Marshal(opening{Verb: r.Verb, Secrets: secrets, Blobs: names(r.Blobs)}); err != nil {
+		return m, err
 	}
 	text, err := json.Marshal(r.Params)
 	if err == nil && len(text) > maxRecord {
 		err = fmt.Errorf("parameters of %d bytes, there are too many keys", len(text))
 	}
 	if err != nil {
-		return nil, fault.New(fault.WorkerFailed, op, err)
+		return m, err
 	}
-	params, err := sealed("parameters", text)
-	if err != nil {
-		return nil, fault.New(fault.WorkerFailed, op, err)
+	if m.params, err = sealed("parameters", text); err != nil {
+		return m, err
 	}
-	defer func() { _ = params.Close() }()
-	record, err := sealed("record", r.Record)
-	if err != nil {
-		return nil, fault.New(fault.WorkerFailed, op, err)
+	m.record, err = sealed("record", r.Record)
+	return m, err
+}
+
+// send hands the message to the kernel. A worker that is there already gets the
+// record, too, which others find on their standard input.
+func (m *message) send(conn *net.UnixConn, r Request, record bool) error {
+	err := sendWith(conn, m.first, m.params)
+	if err == nil && record {
+		err = sendWith(conn, []byte(recordPacket), m.record)
 	}
-	defer func() { _ = record.Close() }()
-	ours, theirs, err := pair()
-	if err != nil {
-		return nil, fault.New(fault.WorkerFailed, op, err)
-	}
-	defer func() { _ = theirs.Close() }()
-	// All packets go out before the worker exists: the socket holds them.
-	err = sendWith(ours, first, params)
-	if err == nil && secrets > 0 {
+	if err == nil && r.Secrets != nil && r.Secrets.Len() > 0 {
 		err = r.Secrets.Use(func(p []byte) error {
-			_, err := ours.Write(p)
+			_, err := conn.Write(p)
 			return err
 		})
 	}
 	for _, name := range names(r.Blobs) {
 		if err == nil {
-			err = sendWith(ours, []byte(name), r.Blobs[name])
+			err = sendWith(conn, []byte(name), r.Blobs[name])
 		}
 	}
 	if err != nil {
-		_ = ours.Close()
-		return nil, fault.New(fault.WorkerFailed, op, fmt.Errorf("send request: %w", err))
+		return fmt.Errorf("send request: %w", err)
 	}
-	cmd := exec.Command(program, r.Verb)
-	cmd.Stdin = record
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	cmd.ExtraFiles = []*os.File{theirs}
-	// A process group of its own: Ctrl-C at a daemon in the foreground is not
-	// meant for it. Cloneflags, not Unshareflags: with the latter the runtime
-	// makes "/" private, and no home would ever reach the host.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Cloneflags: unix.CLONE_NEWNS}
-	if r.SharedMounts {
-		cmd.SysProcAttr.Cloneflags = 0
-	}
-	if err := cmd.Start(); err != nil {
-		_ = ours.Close()
-		return nil, fault.New(fault.WorkerFailed, op, err)
-	}
-	p := &Process{cmd: cmd, conn: ours, verb: r.Verb, events: make(chan Event, 4)}
-	stop := context.AfterFunc(ctx, p.Cancel)
-	go func() {
-		defer stop()
-		p.listen()
-	}()
-	return p, nil
+	return nil
 }
 
 // names returns those of the blobs in the order in which they are sent; nil
@@ -168,7 +218,7 @@ func pair() (*net.UnixConn, *os.File, error) {
 func (p *Process) Events() <-chan Event { return p.events }
 
 // Cancel asks the worker to unwind. It may be called at any time.
-func (p *Process) Cancel() { _ = p.cmd.Process.Signal(unix.SIGTERM) }
+func (p *Process) Cancel() { _ = p.process.Signal(unix.SIGTERM) }
 
 // listen turns packets into events until the answer, or until the worker is
 // gone without one.
@@ -176,13 +226,13 @@ func (p *Process) listen() {
 	answer, err := p.packets()
 	if answer != nil || err != nil && !gone(err) {
 		// It has nothing more to say, or says what nobody understands.
-		kill := time.AfterFunc(answerGrace, func() { _ = p.cmd.Process.Kill() })
+		kill := time.AfterFunc(answerGrace, func() { _ = p.process.Kill() })
 		defer kill.Stop()
 	}
 	if err != nil && !gone(err) {
 		p.Cancel()
 	}
-	waitErr := p.cmd.Wait()
+	waitErr := p.wait()
 	_ = p.conn.Close()
 	if answer == nil {
 		answer = &Answer{Err: fault.New(fault.WorkerFailed, "worker "+p.verb, errors.Join(err, waitErr, errors.New("it ended without an answer")))}

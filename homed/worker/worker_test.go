@@ -96,12 +96,20 @@ func TestMain(m *testing.M) {
 				_, _ = unix.Write(socketFD, []byte(`{"type":"answer","record":true}`))
 				time.Sleep(time.Minute)
 			}
-			if err := Serve(handle); err != nil {
+			if err := Serve(os.Args[1], handle); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				os.Exit(1)
 			}
 			os.Exit(0)
 		}
+	}
+	if len(os.Args) == 2 && os.Args[1] == SpareVerb {
+		err := Serve(SpareVerb, func(ctx context.Context, r Request, up Uplink) ([]byte, error) { return verbs[r.Verb](ctx, r, up) })
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	if len(os.Args) == 2 && hostile[os.Args[1]] != nil {
 		// What is left unread would end the connection before it is read.

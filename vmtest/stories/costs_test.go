@@ -82,8 +82,12 @@ func (p *product) count(command string) costs {
 	p.t.Helper()
 	out := p.MustSh(fmt.Sprintf(`rm -f /run/trace /run/calls
 		pid=$(systemctl show -P MainPID homed.service)
-		strace -f -qq -e trace=fsync,fdatasync,syncfs,sync,sync_file_range,execve -o /run/calls -p $pid & tracer=$!
-		until grep -q "TracerPid:[[:space:]]*$tracer" /proc/$pid/status; do kill -0 $tracer; done
+		# The worker that waits for this operation, or it would not be seen.
+		until spare=$(pgrep -P $pid -f 'homework spare'); do sleep 0.02; done
+		strace -f -qq -e trace=fsync,fdatasync,syncfs,sync,sync_file_range,execve -o /run/calls -p $pid -p $spare & tracer=$!
+		for p in $pid $spare; do
+			until grep -q "TracerPid:[[:space:]]*$tracer" /proc/$p/status; do kill -0 $tracer; done
+		done
 		%s >/dev/null
 		kill -INT $tracer; wait $tracer || :
 		awk '/execve\(/ && !/homework|ENOENT/ { tool[$1]; execs++ }

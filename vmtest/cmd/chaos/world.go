@@ -121,8 +121,9 @@ func measure() (world, error) {
 			w.things["keys"] = append(w.things["keys"], f[7]+" "+f[8])
 		}
 	}
-	for _, pid := range members("homework") {
-		w.things["workers"] = append(w.things["workers"], fmt.Sprint(pid))
+	// One may wait for the next operation, whichever it is.
+	if pids := members("homework"); len(pids) > 1 {
+		w.things["workers"] = append(w.things["workers"], fmt.Sprintf("%d of %v", len(pids)-1, pids))
 	}
 	return w, nil
 }

@@ -1,0 +1,69 @@
+package manager_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"hearth/homed/home"
+	"hearth/homed/manager"
+)
+
+// spares are the processes that wait for an operation, started by this one.
+func spares(t *testing.T) (pids []string) {
+	t.Helper()
+	lists, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, list := range lists {
+		text, _ := os.ReadFile(list)
+		for _, pid := range strings.Fields(string(text)) {
+			argv, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+			if strings.HasSuffix(string(argv), "\x00spare\x00") {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+// waits waits until one waits that is not former.
+func waits(t *testing.T, former string) string {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if pids := spares(t); len(pids) == 1 && pids[0] != former {
+			return pids[0]
+		}
+	}
+	t.Fatalf("these wait: %q", spares(t))
+	return ""
+}
+
+// TestWorkerAhead: there is a worker before anybody needs one, each operation
+// uses one up, and none stays when the service ends.
+func TestWorkerAhead(t *testing.T) {
+	t.Parallel()
+	if _, err := os.Stat(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid())); err != nil {
+		t.Skip("this kernel does not say who is whose child")
+	}
+	d := bootWith(t, t.TempDir(), machineID, nil, func(o *manager.Options) { o.Ahead = true })
+	first := waits(t, "")
+	if err := d.create(newRecord(t, "ann")); err != nil {
+		t.Fatal(err)
+	}
+	second := waits(t, first)
+	d.must(home.Authenticate, "ann", password)
+	third := waits(t, second)
+	if _, err := d.do(home.Authenticate, "ann", "wrong"); err == nil {
+		t.Error("the wrong password is right")
+	}
+	waits(t, third)
+	d.stop()
+	if left := spares(t); len(left) > 0 {
+		t.Errorf("after the end these wait: %q", left)
+	}
+}
