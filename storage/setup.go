@@ -14,7 +14,7 @@ import (
 // A Setup is what is open of one area: the user's directory, the volume key,
 // and how to close all of it again. Whoever got one defers Close.
 type Setup struct {
-	// Root is the user's directory. A flow may replace it by the same
+	// Root is the user's directory; nil where HeaderAlone was enough. A flow may replace it by the same
 	// directory seen through an id-mapped mount; Close closes what is there.
 	Root *os.File
 	// VolumeKey is the setup's own; nil for a storage without.

@@ -40,6 +40,11 @@ type Area struct {
 	// kernel, of a home that is active. It fails with BadPassword where there is
 	// none any more.
 	KeptKey bool
+	// HeaderAlone has Open of a home that is not active end where the record
+	// that a storage keeps outside of its file system was admitted: nothing is
+	// attached, written or handed over, and the setup has no Root. A storage
+	// without one opens as ever.
+	HeaderAlone bool
 	// Preallocate allows Open to reserve the whole image up front, where the
 	// record wants that.
 	Preallocate bool

@@ -195,6 +195,20 @@ func TestForgedHeader(t *testing.T) {
 	if _, err := run(onlyAdmit{}, storage.Inspect, "one"); !errors.Is(err, errAdmitted) {
 		t.Errorf("a record that we signed: %v", err)
 	}
+	// The header is all that it takes to tell whether the password is right: the
+	// image, which has no file system, is not attached nor written to.
+	before := imageSum(t, a.ImagePath)
+	if stages, err := run(Backend{}, storage.Inspect, "one"); err != nil || !slices.Equal(stages, []string{"unlock"}) {
+		t.Errorf("the right password: stages %q, %v", stages, err)
+	}
+	for _, pw := range []string{"two", ""} {
+		if _, err := run(Backend{}, storage.Inspect, pw); !fault.Is(err, fault.BadPassword) {
+			t.Errorf("password %q: %v", pw, err)
+		}
+	}
+	if imageSum(t, a.ImagePath) != before {
+		t.Error("the image was changed")
+	}
 }
 
 // TestForgedHeaderOfHome is that with a home: after every refusal nothing of it

@@ -49,6 +49,9 @@ func (Backend) Open(ctx context.Context, a storage.Area, c *storage.Credentials)
 	if err := img.unlock(ctx, a, s, c); err != nil {
 		return nil, err
 	}
+	if a.HeaderAlone && !a.Active {
+		return s, nil
+	}
 	if !img.device && a.HandLock != nil && !a.HaveLock {
 		if err := a.HandLock(img.image); err != nil {
 			return nil, fmt.Errorf("hand over image lock: %w", err)
