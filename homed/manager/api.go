@@ -98,6 +98,7 @@ type Info struct {
 
 	face          *face
 	state         home.State
+	absent        bool // the storage is, as it was looked at
 	fallbackShell string
 	texts         *texts
 }

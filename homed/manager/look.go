@@ -17,8 +17,11 @@ import (
 )
 
 // look says what a home's storage looks like from outside.
-func look(v *face) home.Presence {
-	s, err := presence.Look(presence.Area{Storage: v.Storage, ImagePath: v.ImagePath, HomeDirectory: v.HomeDirectory})
+func look(v *face) home.Presence { return lookBy(presence.Look, v) }
+
+// lookBy has an area looked at by presence.Look, or one that has seen others.
+func lookBy(look func(presence.Area) (presence.State, error), v *face) home.Presence {
+	s, err := look(presence.Area{Storage: v.Storage, ImagePath: v.ImagePath, HomeDirectory: v.HomeDirectory})
 	switch {
 	case err == nil && s == presence.Active:
 		return home.SeenMounted
@@ -68,7 +71,7 @@ func (s snapshot) info(m *Manager) Info {
 		HomeDirectory: s.HomeDirectory, Shell: s.Shell,
 		UID: s.UID, GID: s.GID,
 		Subject: s.subject, Signed: s.subject.SignedLocally(), Unfixated: s.state == home.Unfixated,
-		face: s.face, state: s.state, fallbackShell: m.Layout.FallbackShell, texts: &m.texts,
+		face: s.face, state: s.state, absent: s.absent, fallbackShell: m.Layout.FallbackShell, texts: &m.texts,
 	}
 	if s.state != home.Absent {
 		i.Seat = s.seat
@@ -83,7 +86,7 @@ func (i Info) live() records.LiveStatus {
 		FallbackShell: i.fallbackShell, SignedLocally: i.Subject.SignedLocally(),
 	}
 	if i.face != nil {
-		measure(i.face, &live)
+		measure(i.face, &live, i.absent)
 	}
 	return live
 }
@@ -113,18 +116,19 @@ var smallest = map[string]uint64{"ext4": 32 << 20, "btrfs": 256 << 20, "xfs": 30
 func amount(n uint64) *uint64 { return &n }
 
 // measure fills in the sizes that can be had without touching a home that is
-// not active: a suspended one would not answer.
-func measure(v *face, s *records.LiveStatus) {
+// not active: a suspended one would not answer. Of an area that is absent none
+// are looked for.
+func measure(v *face, s *records.LiveStatus, absent bool) {
 	var home unix.Statfs_t
 	up := s.Active && unix.Statfs(v.HomeDirectory, &home) == nil
 	if up {
 		s.FileSystemType = fsName(home.Type)
 	}
 	if v.Storage == "luks" {
-		measureLUKS(v, s, up, &home)
+		measureLUKS(v, s, absent, up, &home)
 		return
 	}
-	if !up && (v.Storage == "cifs" || unix.Statfs(v.ImagePath, &home) != nil) {
+	if !up && (absent || v.Storage == "cifs" || unix.Statfs(v.ImagePath, &home) != nil) {
 		return
 	}
 	s.FileSystemType = fsName(home.Type)
@@ -156,11 +160,11 @@ func measureQuota(v *face, s *records.LiveStatus) {
 	s.DiskSize, s.DiskFree = amount(size), amount(free)
 }
 
-func measureLUKS(v *face, s *records.LiveStatus, up bool, home *unix.Statfs_t) {
+func measureLUKS(v *face, s *records.LiveStatus, absent, up bool, home *unix.Statfs_t) {
 	var used *uint64
 	var st unix.Stat_t
-	switch err := unix.Stat(v.ImagePath, &st); {
-	case err != nil:
+	switch {
+	case absent, unix.Stat(v.ImagePath, &st) != nil:
 	case st.Mode&unix.S_IFMT == unix.S_IFREG:
 		s.DiskSize = amount(uint64(st.Size))
 		used = amount(uint64(st.Blocks) * 512)

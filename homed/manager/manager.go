@@ -325,7 +325,7 @@ func (m *Manager) Lookup(ctx context.Context, k Key) (Info, error) {
 	if s.subject == nil {
 		return Info{}, noSuchHome(k)
 	}
-	s.lookOutside()
+	s.lookOutside(presence.Look)
 	return s.info(m), nil
 }
 
@@ -333,6 +333,7 @@ func (m *Manager) Lookup(ctx context.Context, k Key) (Info, error) {
 func (m *Manager) List(ctx context.Context) ([]Info, error) {
 	var all []snapshot
 	if err := m.read(ctx, func() {
+		all = make([]snapshot, 0, len(m.homes))
 		for _, e := range m.homes {
 			all = append(all, e.sketch())
 		}
@@ -340,8 +341,9 @@ func (m *Manager) List(ctx context.Context) ([]Info, error) {
 		return nil, err
 	}
 	out := make([]Info, len(all))
+	var survey presence.Survey
 	for i, s := range all {
-		s.lookOutside()
+		s.lookOutside(survey.Look)
 		out[i] = s.info(m)
 	}
 	return out, nil
@@ -353,9 +355,10 @@ func (m *Manager) now() uint64 { return uint64(m.Now().UnixMicro()) }
 type snapshot struct {
 	subject records.Subject
 	*face
-	home  home.Home
-	state home.State
-	seat  string
+	home   home.Home
+	state  home.State
+	absent bool // the storage is
+	seat   string
 }
 
 // sketch is a snapshot without the state.
@@ -366,10 +369,16 @@ func (e *entry) sketch() snapshot {
 // lookOutside gives a sketch its state. To look takes a while, with thousands of
 // homes above all, in which the loop has others to answer. What is remembered of
 // a home is of one moment.
-func (s *snapshot) lookOutside() { s.state = s.home.State(look(s.face)) }
+func (s *snapshot) lookOutside(look func(presence.Area) (presence.State, error)) {
+	s.saw(lookBy(look, s.face))
+}
+
+func (s *snapshot) saw(seen home.Presence) {
+	s.state, s.absent = s.home.State(seen), seen == home.SeenAbsent
+}
 
 func (m *Manager) snapshot(e *entry) snapshot {
 	s := e.sketch()
-	s.state = e.home.State(m.look(e))
+	s.saw(m.look(e))
 	return s
 }

@@ -133,7 +133,7 @@ func (m *Manager) balancePhase(shrink bool) {
 	var list []*portion
 	for _, e := range homes {
 		live := records.LiveStatus{Active: true}
-		measure(e.face, &live)
+		measure(e.face, &live, false)
 		if live.DiskSize == nil || live.DiskUsage == nil || live.DiskFree == nil || live.DiskFloor == nil {
 			continue
 		}

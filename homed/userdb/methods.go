@@ -235,12 +235,16 @@ func (s *server) internal(err error) []reply {
 }
 
 // all lists the homes by name; the order is free, and so every run is alike.
-func (s *server) all(ctx context.Context) ([]manager.Info, []reply) {
-	list, err := s.o.Manager.List(ctx)
+func (s *server) all(ctx context.Context) ([]*manager.Info, []reply) {
+	homes, err := s.o.Manager.List(ctx)
 	if err != nil {
 		return nil, s.internal(err)
 	}
-	slices.SortFunc(list, func(a, b manager.Info) int { return strings.Compare(a.Name, b.Name) })
+	list := make([]*manager.Info, len(homes)) // an Info is not small
+	for i := range homes {
+		list[i] = &homes[i]
+	}
+	slices.SortFunc(list, func(a, b *manager.Info) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
 }
 
@@ -265,9 +269,9 @@ func (s *server) look(ctx context.Context, r *request, id, name string, show fun
 	if !r.more && len(list) > 1 {
 		list = list[:1]
 	}
-	var out []any
-	for i := range list {
-		out = append(out, func() any { return show(&list[i]) })
+	out := make([]any, len(list))
+	for i, h := range list {
+		out[i] = func() any { return show(h) }
 	}
 	return replies(out)
 }
@@ -315,8 +319,7 @@ func (s *server) memberships(ctx context.Context, r *request) []reply {
 	if refusal != nil {
 		return refusal
 	}
-	for i := range list {
-		h := &list[i]
+	for _, h := range list {
 		groups := h.Subject.View(s.o.Machine).MemberOf
 		if q.name != "" {
 			if slices.Contains(groups, q.name) || h.Subject.Record().Matches(q.name) {

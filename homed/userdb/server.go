@@ -206,7 +206,12 @@ func (s *server) client(ctx context.Context, c *net.UnixConn) {
 		return
 	}
 	defer s.leave(c, uid)
-	s.converse(ctx, bufio.NewReaderSize(c, 4096), &replyWriter{c: c}, uid, u)
+	w, err := newWire(c)
+	if err != nil {
+		s.o.Log.Warn("a user look-up cannot be read", "error", err)
+		return
+	}
+	s.converse(ctx, bufio.NewReaderSize(w, 4096), &replyWriter{c: w}, uid, u)
 }
 
 func (s *server) converse(ctx context.Context, in *bufio.Reader, out *replyWriter, uid uint32, u *user) {
@@ -216,6 +221,9 @@ func (s *server) converse(ctx context.Context, in *bufio.Reader, out *replyWrite
 		if rest, _ := in.Peek(in.Buffered()); bytes.IndexByte(rest, 0) < 0 || len(out.text) >= batch {
 			if out.flush() != nil {
 				return
+			}
+			if cap(out.text) > batch/4 {
+				out.text = nil // the connection may be idle for long
 			}
 		}
 		text, err := readFrame(in)
@@ -500,12 +508,7 @@ func (w *replyWriter) flush() error {
 	if len(w.text) == 0 {
 		return nil
 	}
-	if c, ok := w.c.(net.Conn); ok {
-		_ = c.SetWriteDeadline(time.Now().Add(writeTimeout))
-	}
 	_, err := w.c.Write(w.text)
-	if w.text = w.text[:0]; cap(w.text) > batch/4 {
-		w.text = nil // a connection may then be idle for long
-	}
+	w.text = w.text[:0]
 	return err
 }

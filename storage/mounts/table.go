@@ -24,6 +24,20 @@ func table() ([]entry, error) {
 	return parseTable(string(data))
 }
 
+// Points are all mount points that this process can see, as the mount table has
+// them: without symlinks, the oldest first, and hidden ones among them.
+func Points() ([]string, error) {
+	list, err := table()
+	if err != nil {
+		return nil, err
+	}
+	points := make([]string, len(list))
+	for i, e := range list {
+		points[i] = e.point
+	}
+	return points, nil
+}
+
 // parseTable reads lines such as
 //
 //	36 35 98:0 /root /mount\040point rw,noatime shared:1 master:2 - ext3 /dev/root rw
