@@ -116,6 +116,19 @@ func number64(s string) (n uint64, ok bool) {
 	return n, true
 }
 
+// hashMemory is how many bytes a yescrypt hash takes that is not refused for
+// that; of others 0.
+func hashMemory(stored string) uint64 {
+	if len(stored) < 7 || !strings.HasPrefix(stored, "$y$j") {
+		return 0
+	}
+	n, r := digit64(stored[4])+1, digit64(stored[5])+1
+	if n < 1 || n > 30 || r < 1 || uint64(r)<<n > allowed.blocks {
+		return 0
+	}
+	return uint64(r) << n * 128
+}
+
 // fitsYescrypt checks $y$j, the digits of N and r, $SALT$HASH: the flavour that
 // crypt(3) makes, and the only one the library knows.
 func fitsYescrypt(stored string, p []byte, max costs) bool {

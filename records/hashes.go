@@ -87,6 +87,9 @@ type HashCache struct {
 	// Observe, where it is set, is called with trace.Hash before a hash is
 	// evaluated, and what it returns after that.
 	Observe func(work string) (done func())
+	// Room, where it is set, is called with how many bytes of memory the hash
+	// takes that is evaluated next, if they are many.
+	Room func(bytes uint64)
 }
 
 type known struct {
@@ -105,6 +108,25 @@ func NewHashCache() *HashCache { return &HashCache{known: map[string][]known{}} 
 // StopOn makes evaluations give up, with fault.Timeout, once stop is closed.
 // What is known by then remains known.
 func (c *HashCache) StopOn(stop <-chan struct{}) { c.stop = stop }
+
+// MadeOf tells the cache of which password each hash of the record was made, by
+// its place among the secrets (see Secrets.Places): whoever made them knows, and
+// to find it out takes as long as making them. -1 says nothing.
+func (c *HashCache) MadeOf(r *Record, s *Secrets, places []int) {
+	hashes := layers{{privileged, r.doc.get("privileged")}}.texts("hashedPassword")
+	for i, at := range places {
+		if i < len(hashes) && at >= 0 && at < len(s.Passwords) {
+			c.learn(hashes[i], s.Passwords[at], true)
+		}
+	}
+}
+
+func (c *HashCache) learn(stored string, p *secret.Bytes, ok bool) {
+	c.known[stored] = append(c.known[stored], known{p, ok})
+	if ok {
+		c.fitted = append(c.fitted, fitted{stored, p})
+	}
+}
 
 // evaluate is CheckHash that can be stopped. Nothing can interrupt the function
 // itself: it then goes on by itself, with a copy of the password and a count of
@@ -169,6 +191,9 @@ func (c *HashCache) check(stored string, p *secret.Bytes) (bool, error) {
 		}
 	}
 	c.runs++
+	if n := hashMemory(stored); n > 1<<20 && c.Room != nil {
+		c.Room(n)
+	}
 	if c.Observe != nil {
 		defer c.Observe(trace.Hash)()
 	}
@@ -178,10 +203,7 @@ func (c *HashCache) check(stored string, p *secret.Bytes) (bool, error) {
 			"The record has more or costlier password hashes than are tried at once with so many passwords.")
 	}
 	if err == nil {
-		c.known[stored] = append(c.known[stored], known{p, ok})
-		if ok {
-			c.fitted = append(c.fitted, fitted{stored, p})
-		}
+		c.learn(stored, p, ok)
 	}
 	return ok, err
 }

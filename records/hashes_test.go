@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -432,6 +433,61 @@ func TestHashesOfAChange(t *testing.T) {
 	}
 	if s.cache.runs != 2 {
 		t.Errorf("%d evaluations, want 2", s.cache.runs)
+	}
+}
+
+// TestHashesThatWereMade: whoever has made the hashes of new passwords, and says
+// so, spares that they are found out; only what is said counts.
+func TestHashesThatWereMade(t *testing.T) {
+	before := mustParse(t, []byte(`{"userName":"ann","privileged":{"hashedPassword":["$5$saltstring$5B8vYYiY.CVt1RlTTf8KbXBH3hsxY/GNooZaBBGWEc5"]}}`), HostFile)
+	fresh := secretsOf(t, "one", "two")
+	after, err := before.WithPasswords(fresh.Passwords, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		places []int
+		runs   int
+	}{{secretsOf(t, "two", "Hello world!", "one").Places(fresh.Passwords), 0}, {nil, 4}, {[]int{2, -1, 7, 0}, 1}} {
+		s := secretsOf(t, "two", "Hello world!", "one")
+		cache := NewHashCache()
+		s.Remember(cache)
+		cache.MadeOf(after, s, c.places)
+		got, err := vouched(after).EffectivePassphrases(s)
+		if err != nil || strings.Join(plains(t, got), "|") != "one|two" {
+			t.Errorf("%v: %q, %v", c.places, plains(t, got), err)
+		}
+		secret.CloseAll(got)
+		if cache.runs != c.runs {
+			t.Errorf("%v: %d evaluations, want %d", c.places, cache.runs, c.runs)
+		}
+		if err := RefusedBy(before, s, nil); err != nil {
+			t.Errorf("%v, the former record: %v", c.places, err)
+		}
+	}
+	if got := fresh.Places(secretsOf(t, "three", "two").Passwords); !slices.Equal(got, []int{-1, 1}) {
+		t.Errorf("places %v", got)
+	}
+}
+
+// TestRoomForHashes: it is told what a hash takes, before it takes it, and of
+// nothing that is cheap or refused.
+func TestRoomForHashes(t *testing.T) {
+	var told []uint64
+	s := secretsOf(t, "word")
+	made, err := HashPassword(s.Passwords[0], rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := NewHashCache()
+	c.Room = func(n uint64) { told = append(told, n) }
+	for _, h := range []string{made, made, "$y$jzT$saltstring$x", "$y$j5.$saltstring$x", "$y$", "$5$saltstring$5B8vYYiY.CVt1RlTTf8KbXBH3hsxY/GNooZaBBGWEc5", ""} {
+		if _, err := c.check(h, s.Passwords[0]); err != nil {
+			t.Errorf("%s: %v", h, err)
+		}
+	}
+	if !slices.Equal(told, []uint64{16 << 20}) {
+		t.Errorf("told of %v bytes", told)
 	}
 }
 

@@ -127,6 +127,16 @@ type Secrets struct {
 	cache     *HashCache
 }
 
+// Places says where each of the passwords is among those of s, -1 for those that
+// are not.
+func (s *Secrets) Places(passwords []*secret.Bytes) []int {
+	places := make([]int, len(passwords))
+	for i, p := range passwords {
+		places[i] = slices.IndexFunc(s.Passwords, p.Equal)
+	}
+	return places
+}
+
 // Remember has s bring c wherever no cache is given: an operation has one.
 func (s *Secrets) Remember(c *HashCache) { s.cache = c }
 

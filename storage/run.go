@@ -17,6 +17,7 @@ import (
 	"hearth/internal/secret"
 	"hearth/internal/trace"
 	"hearth/records"
+	"hearth/storage/memory"
 	"hearth/storage/mounts"
 )
 
@@ -72,6 +73,9 @@ type Host struct {
 	Blobs   map[string]*os.File
 	// Offline leaves the storage alone: Update changes what the host has.
 	Offline bool
+	// MadeOf says of which of the secrets' passwords each hash of the record was
+	// made, for Passwd; see records.HashCache.
+	MadeOf []int
 	// Keys are the keys whose signatures count on copies of the record; nil
 	// counts none.
 	Keys *records.Keys
@@ -144,6 +148,10 @@ func Run(ctx context.Context, h Host, verb string, subject records.Subject, s *r
 	// Each may take some ten seconds, and nobody waits for the verdict any more.
 	f.hashes.StopOn(ctx.Done())
 	f.hashes.Observe = trace.From(ctx).Work
+	f.hashes.Room = memory.Prepare
+	if verb == Passwd {
+		f.hashes.MadeOf(subject.Record(), f.secrets, h.MadeOf)
+	}
 	f.secrets.Remember(f.hashes)
 	f.secrets.StopOn(ctx.Done())
 	name := subject.Record().UserName()

@@ -137,6 +137,7 @@ func serve(ctx context.Context, log *slog.Logger, r worker.Request, up worker.Up
 		BlobDir:               r.Params.BlobDir,
 		Blobs:                 r.Blobs,
 		Offline:               r.Params.Offline,
+		MadeOf:                r.Params.MadeOf,
 		Users: func(uid, gid uint32, dir string) (string, error) {
 			return holders.Who("/proc/self/exe", uid, gid, dir)
 		},

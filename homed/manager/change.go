@@ -149,7 +149,7 @@ func (m *Manager) withPasswords(subject records.Subject, c *call) (*records.Reco
 	if err != nil {
 		return nil, err
 	}
-	if len(s.Passwords) == 0 || !m.enforcesQuality(subject) {
+	if len(s.Passwords) == 0 {
 		return r, nil
 	}
 	all, err := records.ParseSecrets(c.secrets)
@@ -157,6 +157,10 @@ func (m *Manager) withPasswords(subject records.Subject, c *call) (*records.Reco
 		return nil, err
 	}
 	defer all.Close()
+	c.madeOf = all.Places(s.Passwords)
+	if !m.enforcesQuality(subject) {
+		return r, nil
+	}
 	return r, m.quality().CheckNew(s.Passwords, all.Passwords, r.UserName())
 }
 

@@ -20,6 +20,7 @@ type call struct {
 	op        Operation
 	secrets   *secret.Bytes // until the worker has them, which may start after the caller left
 	fresh     *secret.Bytes // the new passwords among them, for ChangePassword
+	madeOf    []int         // of which of the secrets' passwords each hash was made
 	wantsInfo bool
 	reply     chan answer // of one
 	all       *collective // instead of reply: part of an operation on all homes
@@ -297,7 +298,7 @@ func (m *Manager) work(e *entry, s home.Start, subject records.Subject, secrets 
 		},
 	}
 	if c := m.calls[s.Call.ID]; c != nil {
-		r.Blobs = c.op.Blobs
+		r.Blobs, r.Params.MadeOf = c.op.Blobs, c.madeOf
 	}
 	log := m.logOf(e).With("HOME_VERB", string(s.Work))
 	// Not the caller's context: a terminal that closes must not leave half a

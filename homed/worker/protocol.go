@@ -68,6 +68,9 @@ type Params struct {
 	BlobDir string
 	// Offline leaves the storage alone: for update.
 	Offline bool
+	// MadeOf says of which password of the secrets the daemon made each hash of
+	// the record, by its place, -1 for one that it did not make.
+	MadeOf []int
 }
 
 // Answer is how an operation ended.

@@ -42,7 +42,7 @@ var rules = []rule{
 	{"storage/fsops", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
 	{"storage/quota", nil, "a kernel package knows no format and reads side by side with the kernel's documents"},
 	{"storage/presence", []string{"storage/mounts", "storage/quota"}, "presence looks from outside; the daemon links it, so it must not be able to open a home"},
-	{"storage", []string{"records", "storage/dm", "storage/loop", "storage/keyring", "storage/mounts", "storage/fsops", "storage/blobs", "storage/quota", "storage/presence"}, "flows order steps; which backend does them is the worker's choice"},
+	{"storage", []string{"records", "storage/dm", "storage/loop", "storage/keyring", "storage/mounts", "storage/fsops", "storage/blobs", "storage/memory", "storage/quota", "storage/presence"}, "flows order steps; which backend does them is the worker's choice"},
 	{"storage/luks", []string{"records", "storage", "storage/luks2", "storage/gpt", "storage/disk", "storage/dm", "storage/loop", "storage/memory", "storage/keyring", "storage/mounts", "storage/fsops"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
 	{"storage/directory", []string{"records", "storage", "storage/mounts", "storage/fsops"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
 	{"storage/subvolume", []string{"records", "storage", "storage/mounts", "storage/fsops", "storage/quota"}, "a backend rests on formats and kernel, never on another backend or the daemon"},
