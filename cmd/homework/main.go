@@ -61,6 +61,9 @@ func main() {
 		os.Exit(1)
 	}
 	verb := os.Args[1]
+	if isSpare() {
+		go mounts.PrepareShift() // while nobody waits
+	}
 	err := worker.Serve(verb, func(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, error) {
 		if isSpare() {
 			verb, began = r.Verb, time.Now()

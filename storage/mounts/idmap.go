@@ -3,8 +3,11 @@ package mounts
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -96,43 +99,115 @@ func unsupported(err error) error {
 }
 
 // userNamespace returns a user namespace with the given map for uids and gids.
-//
-// A namespace needs a process to be born in. That process is cat, waiting on a
-// pipe: it runs nothing of ours, so no code meets the worker's descriptors in
-// a state it does not expect (which starting ourselves anew would risk), and
-// the pipe ends it even if the worker is killed in between (which a sleeping
-// process would survive). A bare fork without exec is closed to Go.
+// Administrators may have forbidden them: ErrUnsupported.
 func userNamespace(m []idRange) (*os.File, error) {
-	maps := make([]syscall.SysProcIDMap, len(m))
-	for i, r := range m {
-		maps[i] = syscall.SysProcIDMap{ContainerID: int(r.inside), HostID: int(r.outside), Size: int(r.count)}
+	const op = "make user namespace"
+	if c := takeCradle(); c != nil {
+		// One that waited for long may have been killed meanwhile.
+		if ns, err := c.bear(m); err == nil {
+			return ns, nil
+		}
 	}
+	c, err := newCradle()
+	if err != nil {
+		// EPERM, or ENOSPC for a limit of 0, which has nothing to do with disks.
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EUSERS) {
+			return nil, fmt.Errorf("%s: %w (%v)", op, ErrUnsupported, err)
+		}
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	ns, err := c.bear(m)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	return ns, nil
+}
+
+// A cradle is the process that a user namespace is born in, which has no map
+// yet. It is cat, waiting on a pipe: it runs nothing of ours, so no code meets
+// the worker's descriptors in a state it does not expect (which starting
+// ourselves anew would risk), and the pipe ends it even if the worker is killed
+// in between (which a sleeping process would survive). A bare fork without exec
+// is closed to Go.
+type cradle struct {
+	cmd  *exec.Cmd
+	wait io.Closer
+}
+
+func newCradle() (*cradle, error) {
 	cat := "/usr/bin/cat"
 	if unix.Access(cat, unix.X_OK) != nil {
 		cat = "/bin/cat"
 	}
-	cmd := exec.Cmd{Path: cat, Args: []string{"cat"}, Env: []string{}, Dir: "/"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: maps, GidMappings: maps}
-	wait, err := cmd.StdinPipe()
+	c := &cradle{cmd: &exec.Cmd{Path: cat, Args: []string{"cat"}, Env: []string{}, Dir: "/"}}
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER}
+	pipe, err := c.cmd.StdinPipe()
 	if err != nil {
-		return nil, fmt.Errorf("make user namespace: %w", err)
+		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
-		_ = wait.Close()
-		// An administrator may have forbidden user namespaces: EPERM, or
-		// ENOSPC for a limit of 0, which has nothing to do with disks.
-		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EUSERS) {
-			return nil, fmt.Errorf("make user namespace: %w (%v)", ErrUnsupported, err)
+	c.wait = pipe
+	if err := c.cmd.Start(); err != nil {
+		_ = pipe.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// bear gives the namespace its map, and returns it. The process ends.
+func (c *cradle) bear(m []idRange) (*os.File, error) {
+	defer c.close()
+	var text strings.Builder
+	for _, r := range m {
+		fmt.Fprintln(&text, r.inside, r.outside, r.count)
+	}
+	for _, kind := range []string{"uid_map", "gid_map"} {
+		if err := c.setMap(kind, text.String()); err != nil {
+			return nil, err
 		}
-		return nil, fmt.Errorf("make user namespace: %w", err)
 	}
-	// It is not reaped yet, so its number is still its own.
-	ns, err := open(fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid), unix.O_RDONLY)
-	_ = wait.Close()
-	_ = cmd.Process.Kill()
-	_ = cmd.Wait()
+	return open(c.path("ns/user"), unix.O_RDONLY)
+}
+
+// path is below the process's directory in /proc. It is not reaped yet, so its
+// number is still its own.
+func (c *cradle) path(name string) string { return fmt.Sprintf("/proc/%d/%s", c.cmd.Process.Pid, name) }
+
+// setMap writes a map, which the kernel takes once, and in one piece.
+func (c *cradle) setMap(kind, text string) error {
+	f, err := open(c.path(kind), unix.O_WRONLY)
 	if err != nil {
-		return nil, fmt.Errorf("make user namespace: %w", err)
+		return err
 	}
-	return ns, nil
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}
+
+func (c *cradle) close() {
+	_ = c.wait.Close()
+	_ = c.cmd.Process.Kill()
+	_ = c.cmd.Wait()
+}
+
+// ahead is a cradle that was made before anybody asked for it.
+var ahead struct {
+	sync.Mutex
+	*cradle
+}
+
+// PrepareShift makes ready what ShiftUID takes longest for, once. It is for a
+// process that waits for its work. What cannot be made ready is met again then.
+func PrepareShift() {
+	ahead.Lock()
+	defer ahead.Unlock()
+	if ahead.cradle == nil {
+		ahead.cradle, _ = newCradle()
+	}
+}
+
+func takeCradle() *cradle {
+	ahead.Lock()
+	defer ahead.Unlock()
+	c := ahead.cradle
+	ahead.cradle = nil
+	return c
 }

@@ -48,9 +48,27 @@ func work(node, home string) error {
 	if err != nil {
 		return err
 	}
+	var waits *cradle
+	if how := os.Getenv("MOUNTS_TEST_AHEAD"); how != "" {
+		PrepareShift()
+		if waits = ahead.cradle; waits == nil {
+			return errors.New("nothing was prepared")
+		}
+		if PrepareShift(); ahead.cradle != waits {
+			return errors.New("it was prepared twice")
+		}
+		if how == "killed" {
+			if err := waits.cmd.Process.Kill(); err != nil {
+				return err
+			}
+		}
+	}
 	root, err := ShiftUID(dir, 65534, 60100)
 	if err != nil {
 		return err
+	}
+	if waits != nil && waits.cmd.ProcessState == nil {
+		return errors.New("what was prepared was not used up")
 	}
 	if err := dir.Close(); err != nil {
 		return err
@@ -126,12 +144,18 @@ func owner(t *testing.T, path string) uint32 {
 // TestHomeReachesTheHost publishes from a worker's namespace and looks from
 // outside.
 func TestHomeReachesTheHost(t *testing.T) {
+	for _, how := range []string{"", "ready", "killed"} {
+		t.Run("prepared: "+how, func(t *testing.T) { reaches(t, how) })
+	}
+}
+
+func reaches(t *testing.T, how string) {
 	testenv.Need(t, "root", "loop", "ext4", "mkfs.ext4", "losetup")
 	dir := testenv.Scratch(t)
 	home := filepath.Join(dir, "home", "ann")
 	node := ext4Loop(t, dir)
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), workerOn+"="+node, "MOUNTS_TEST_HOME="+home)
+	cmd.Env = append(os.Environ(), workerOn+"="+node, "MOUNTS_TEST_HOME="+home, "MOUNTS_TEST_AHEAD="+how)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("worker: %v: %s", err, out)

@@ -34,9 +34,9 @@ func TestCosts(t *testing.T) {
 		verbs         []verb
 	}{
 		{"lena", "--storage=luks --fs-type=ext4 --disk-size=64M --rebalance-weight=off", []verb{
-			{"create", costs{0, 1, 0, 1, 4, 28}},
+			{"create", costs{0, 1, 0, 1, 3, 28}},
 			{"authenticate lena", costs{1, 1, 1, 1, 0, 3}},
-			{"activate lena", costs{1, 1, 1, 1, 1, 4}},
+			{"activate lena", costs{1, 1, 1, 1, 0, 4}},
 			{"authenticate lena", costs{1, 1, 1, 1, 0, 3}},
 			{"update lena --real-name=Lena", costs{1, 1, 1, 1, 0, 10}},
 			{"resize lena 80M", costs{1, 1, 1, 1, 0, 22}},
@@ -47,8 +47,8 @@ func TestCosts(t *testing.T) {
 			{"remove lena", costs{0, 0, 0, 0, 0, 2}},
 		}},
 		{"dirk", "--storage=directory", []verb{
-			{"create", costs{0, 0, 0, 1, 3, 8}},
-			{"activate dirk", costs{0, 0, 0, 1, 1, 3}},
+			{"create", costs{0, 0, 0, 1, 2, 8}},
+			{"activate dirk", costs{0, 0, 0, 1, 0, 3}},
 			{"passwd dirk", costs{0, 0, 0, 1, 0, 10}},
 			{"deactivate dirk", costs{0, 0, 0, 0, 0, 1}},
 		}},
@@ -90,7 +90,8 @@ func (p *product) count(command string) costs {
 		done
 		%s >/dev/null
 		kill -INT $tracer; wait $tracer || :
-		awk '/execve\(/ && !/homework|ENOENT/ { tool[$1]; execs++ }
+		# The next worker that waits starts cat, to have a user namespace at hand.
+		awk '/execve\(/ && !/homework|bin\/cat"|ENOENT/ { tool[$1]; execs++ }
 			/sync[a-z_]*\(/ && !($1 in tool) { syncs++ }
 			END { print syncs+0; print execs+0 }' /run/calls
 		cat /run/trace`, command))
