@@ -293,7 +293,13 @@ func mount(a storage.Area, s *storage.Setup, node string) error {
 
 func mountNode(a storage.Area, fstype, node string) error {
 	data, flags := fsops.MountOptions(fstype, a.LUKS.Discard, a.LUKS.ExtraMountOptions)
-	return mounts.Mount(node, mounts.Work, fstype, flags|a.MountFlags(), data)
+	mended, err := fsops.MountMended(fstype, node, func() error {
+		return mounts.Mount(node, mounts.Work, fstype, flags|a.MountFlags(), data)
+	})
+	if mended {
+		a.Log.Warn("a power cut had torn the superblock of the home's btrfs, which is mended", "HOME_USER", a.UserName)
+	}
+	return err
 }
 
 // probe finds the file system's type and UUID. Nothing but what homes are made
