@@ -63,6 +63,7 @@ type verb struct {
 	// the file system that can do it, empty is any.
 	more int
 	only string
+	luks bool // no other storage has it
 }
 
 var verbs = append([]verb{
@@ -81,7 +82,7 @@ var verbs = append([]verb{
 	{name: "update", before: first, now: first, run: func(s *scene) error {
 		return s.change(storage.Update, s.with(func(b *records.Builder) { b.Set("realName", "Ann New") }), first)
 	}},
-	{name: "lock", active: true, before: first, now: first, run: func(s *scene) error {
+	{name: "lock", luks: true, active: true, before: first, now: first, run: func(s *scene) error {
 		// What was written before a home is locked is safe from then on.
 		if err := s.write("late", []byte("not synced"), false); err != nil {
 			return err
@@ -103,7 +104,7 @@ func resizes() (list []verb) {
 		{"grow", step, false, ""}, {"grow-active", step, true, ""},
 		{"shrink", -step, false, ""}, {"shrink-active", -step, true, "btrfs"},
 	} {
-		list = append(list, verb{name: r.name, active: r.active, only: r.only, more: max(0, -r.by), before: first, now: first, run: func(s *scene) error {
+		list = append(list, verb{name: r.name, luks: true, active: r.active, only: r.only, more: max(0, -r.by), before: first, now: first, run: func(s *scene) error {
 			s.want = s.size + int64(r.by)
 			return s.change(storage.Resize, s.with(func(b *records.Builder) { b.Set("diskSize", uint64(s.want)) }), first)
 		}})
@@ -125,10 +126,55 @@ func (h hasty) Rekey(ctx context.Context, s *storage.Setup, c *storage.Credentia
 	return errors.Join(h.Backend.Rekey(ctx, s, c), s.Retire(), (*h.mark)("hasty"))
 }
 
+// A ground is what a home is made of.
+type ground struct {
+	name, storage string
+	// fstype is that of a LUKS2 home's image; the others are folders in the disk
+	// below.
+	fstype string
+	below  string // the type of that, and the size of its blocks
+	block  int
+	size   int // of image or disk, in bytes
+}
+
+// whole is the block size of all but the smallest disks: what is written by such
+// blocks is not torn then, nor are those of an image.
+const whole = 4096
+
+var grounds = []ground{
+	{"ext4", "luks", "ext4", "ext4", whole, 50 * mib},
+	{"btrfs", "luks", "btrfs", "ext4", whole, 280 * mib},
+	// As mkfs.ext4 makes small disks: the blocks of an image are torn, and the
+	// superblock of a btrfs has to be mended.
+	{"ext4-1024", "luks", "ext4", "ext4", 1024, 50 * mib},
+	{"btrfs-1024", "luks", "btrfs", "ext4", 1024, 280 * mib},
+}
+
+func (g ground) has(v verb) bool {
+	return (g.storage == "luks" || !v.luks) && (v.only == "" || v.only == g.fstype)
+}
+
+func (g ground) backend() storage.Backend {
+	return luks.Backend{}
+}
+
+// mkfs makes the file system below.
+func (g ground) mkfs(node string) error {
+	args := []string{"-q", node}
+	if g.below == "ext4" {
+		args = []string{"-q", "-b", strconv.Itoa(g.block), "-E", "lazy_itable_init=0,lazy_journal_init=0", "-J", "size=4", node}
+	}
+	if out, err := exec.Command("mkfs."+g.below, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("mkfs: %w\n%s", err, out)
+	}
+	return nil
+}
+
 // A scene is a home on a disk of its own, whose power can be cut.
 type scene struct {
 	t      *testing.T
 	verb   verb
+	ground ground
 	w      *storagetest.World
 	rig    *crashtest.Rig
 	asked  *records.Record     // what the home was made by
@@ -137,6 +183,7 @@ type scene struct {
 	begin  int   // the operation's first step
 	end    int   // so many steps were made when it had succeeded
 	opened int   // states in which the home was opened
+	mended int   // and its superblock had been torn
 	size   int64 // of the image before
 	want   int64 // and after, where it is to change
 	mark   func(string) error
@@ -144,24 +191,27 @@ type scene struct {
 
 const cutWait = time.Minute
 
-func newScene(t *testing.T, v verb, fstype string, size int, backend storage.Backend) *scene {
+func newScene(t *testing.T, v verb, g ground, backend storage.Backend) *scene {
 	t.Helper()
-	testenv.Need(t, "root", "loop", "dm-crypt", "ext4", "mkfs.ext4", fstype, "mkfs."+fstype)
+	testenv.Need(t, "root", "loop", "dm-crypt", g.below, "mkfs."+g.below)
+	fields := map[string]any{"privileged": map[string]any{"hashedPassword": []string{hashes[first]}}}
+	size := g.size + v.more
+	if g.storage == "luks" {
+		testenv.Need(t, g.fstype, "mkfs."+g.fstype)
+		for name, value := range map[string]any{
+			"fileSystemType": g.fstype, "diskSize": size, "autoResizeMode": "off",
+			"luksPbkdfType": "pbkdf2", "luksPbkdfForceIterations": 1000,
+		} {
+			fields[name] = value
+		}
+	}
 	for _, target := range []string{"snapshot", "log-writes"} {
 		if !dm.HasTarget(target) {
 			t.Fatalf("the kernel has no device mapper target %s", target)
 		}
 	}
-	size += v.more
-	s := &scene{t: t, verb: v, files: map[string][32]byte{}, size: int64(size)}
-	s.w = storagetest.New(t, storagetest.Kind{
-		Storage: "luks", Backend: backend, Image: true,
-		Fields: map[string]any{
-			"fileSystemType": fstype, "diskSize": size, "autoResizeMode": "off",
-			"luksPbkdfType": "pbkdf2", "luksPbkdfForceIterations": 1000,
-			"privileged": map[string]any{"hashedPassword": []string{hashes[first]}},
-		},
-	})
+	s := &scene{t: t, verb: v, ground: g, files: map[string][32]byte{}, size: int64(size)}
+	s.w = storagetest.New(t, storagetest.Kind{Storage: g.storage, Backend: backend, Image: g.storage == "luks", Fields: fields})
 	s.w.Host.Keep = s.save
 	signed, err := s.w.Sign(s.w.Record)
 	s.must(err)
@@ -185,13 +235,7 @@ func newScene(t *testing.T, v verb, fstype string, size int, backend storage.Bac
 			t.Error(err)
 		}
 	})
-	// In blocks of 4096 bytes, as on all but the smallest disks: what is written to
-	// the image by such blocks is not torn then. With smaller ones the superblock
-	// of a btrfs home is, which btrfs mends only when told to (docs/hazards.md).
-	out, err := exec.Command("mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-J", "size=4", s.rig.Base()).CombinedOutput()
-	if err != nil {
-		t.Fatalf("mkfs: %v\n%s", err, out)
-	}
+	s.must(g.mkfs(s.rig.Base()))
 	s.mount(s.rig.Base())
 	s.must(os.Mkdir(filepath.Dir(s.recordPath()), 0o700))
 	if !v.none {
@@ -219,7 +263,7 @@ func (s *scene) must(err error) {
 
 func (s *scene) mount(node string) {
 	s.t.Helper()
-	s.must(unix.Mount(node, s.w.Root, "ext4", 0, ""))
+	s.must(unix.Mount(node, s.w.Root, s.ground.below, 0, ""))
 }
 
 // unmount takes the disk away. The kernel drops a loop device's file some time
@@ -370,12 +414,15 @@ func (s *scene) opens(st crashtest.State, finished bool) string {
 		return "no password opens the home"
 	}
 	s.opened++
+	if strings.Contains(s.w.Log.String(), "had torn the superblock") {
+		s.mended++
+	}
 	why := s.intact(finished)
 	if _, err := s.w.Run(storage.Deactivate, ""); err != nil {
 		s.t.Fatalf("%v: deactivation: %v", st, err)
 	}
 	// It reads the whole header, which takes longer than all the rest.
-	if why == "" && (finished || s.opened%4 == 1) && !tidy(s.w.View().ImagePath, s.w.User) {
+	if s.ground.storage == "luks" && why == "" && (finished || s.opened%4 == 1) && !tidy(s.w.View().ImagePath, s.w.User) {
 		why = "the header was not repaired by opening the home"
 	}
 	return why
@@ -508,8 +555,8 @@ func (s *scene) replay(label string, want int, seed uint64) (lost int) {
 			why = append(why, fmt.Sprintf("%v: %s", st, w))
 		}
 	}
-	s.t.Logf("RESULT crash replay, %s: %d writes, %d prefixes, %d random subsets, home opened %d times, seed %d, %v: %d homes lost",
-		label, s.log[s.begin:s.end].Writes(), prefixes, len(list)-prefixes, s.opened, seed, time.Since(start).Round(time.Second), lost)
+	s.t.Logf("RESULT crash replay, %s: %d writes, %d prefixes, %d random subsets, home opened %d times, superblock mended %d times, seed %d, %v: %d homes lost",
+		label, s.log[s.begin:s.end].Writes(), prefixes, len(list)-prefixes, s.opened, s.mended, seed, time.Since(start).Round(time.Second), lost)
 	if len(why) > 0 {
 		s.t.Logf("for example:\n%s", strings.Join(why[:min(len(why), 10)], "\n"))
 	}
@@ -526,22 +573,19 @@ func TestOperations(t *testing.T) {
 	if long {
 		want = int(number(t, "HEARTH_CRASH_STATES", 0))
 	}
-	for _, fs := range []struct {
-		fstype string
-		size   int
-		sample []string
-	}{
-		{"ext4", 50 * mib, []string{"create", "passwd", "rekey", "update", "lock", "grow", "shrink"}},
-		{"btrfs", 280 * mib, []string{"passwd", "shrink-active"}},
-	} {
+	sample := map[string][]string{
+		"ext4":  {"create", "passwd", "rekey", "update", "lock", "grow", "shrink"},
+		"btrfs": {"passwd", "shrink-active"},
+	}
+	for _, g := range grounds {
 		for _, v := range verbs {
-			if !long && !slices.Contains(fs.sample, v.name) || v.only != "" && v.only != fs.fstype {
+			if !g.has(v) || !long && !slices.Contains(sample[g.name], v.name) {
 				continue
 			}
-			t.Run(fs.fstype+"/"+v.name, func(t *testing.T) {
-				s := newScene(t, v, fs.fstype, fs.size, luks.Backend{})
+			t.Run(g.name+"/"+v.name, func(t *testing.T) {
+				s := newScene(t, v, g, g.backend())
 				s.record()
-				if lost := s.replay(fs.fstype+" "+v.name, want, number(t, "HEARTH_CRASH_SEED", uint64(time.Now().UnixNano()))); lost > 0 {
+				if lost := s.replay(g.name+" "+v.name, want, number(t, "HEARTH_CRASH_SEED", uint64(time.Now().UnixNano()))); lost > 0 {
 					t.Errorf("%d homes were lost", lost)
 				}
 			})
@@ -554,7 +598,7 @@ func TestOperations(t *testing.T) {
 func TestControl(t *testing.T) {
 	v := verbs[slices.IndexFunc(verbs, func(v verb) bool { return v.name == "passwd" })]
 	var mark func(string) error
-	s := newScene(t, v, "ext4", 50*mib, hasty{mark: &mark})
+	s := newScene(t, v, grounds[0], hasty{mark: &mark})
 	mark = func(word string) error { return s.mark(word) }
 	s.record()
 	cut := s.log.Find("hasty")

@@ -1,6 +1,7 @@
 package long
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,12 +26,13 @@ func need(t *testing.T) {
 func TestCrash(t *testing.T) {
 	need(t)
 	parts := []string{"TestControl"}
-	for _, fs := range []string{"ext4", "btrfs"} {
-		for _, verb := range []string{"create", "passwd", "rekey", "update", "lock", "grow", "grow-active", "shrink", "shrink-active"} {
-			if fs == "ext4" && verb == "shrink-active" {
-				continue // ext4 cannot
-			}
-			parts = append(parts, "TestOperations/"+fs+"/"+verb)
+	for _, on := range []string{"ext4", "btrfs", "ext4-1024", "btrfs-1024"} {
+		verbs := []string{"create", "passwd", "rekey", "update", "lock", "grow", "grow-active", "shrink"}
+		if strings.HasPrefix(on, "btrfs") {
+			verbs = append(verbs, "shrink-active") // ext4 cannot
+		}
+		for _, verb := range verbs {
+			parts = append(parts, "TestOperations/"+on+"/"+verb)
 		}
 	}
 	var r *room
@@ -48,10 +50,24 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// TestKilled kills workers before every step of every verb.
+// TestKilled kills workers before every step of every verb, all in one guest.
 func TestKilled(t *testing.T) {
 	need(t)
-	enter(t, "cmd/homework").run(t, "TestKilledAtEveryStep")
+	var r *room
+	for _, kind := range []string{"luks", "directory", "subvolume"} {
+		verbs := []string{"create", "activate", "inspect", "update", "passwd", "deactivate", "deactivate-force", "remove"}
+		if kind == "luks" {
+			verbs = append(verbs, "resize", "lock", "unlock")
+		}
+		for _, verb := range verbs {
+			t.Run(kind+"/"+verb, func(inner *testing.T) {
+				if r == nil {
+					r = enter(t, "cmd/homework")
+				}
+				r.run(inner, "TestKilledAtEveryStep/"+kind+"/"+verb+"[ ,].*")
+			})
+		}
+	}
 }
 
 // A room is a package whose tests are in a guest.
@@ -84,20 +100,39 @@ func enter(t *testing.T, dir string) *room {
 func (r *room) run(t *testing.T, name string) {
 	t.Helper()
 	const limit = time.Hour
-	out := r.g.With(t).Do(vmtest.Command{
-		Argv:  []string{"./tests", "-test.v", "-test.timeout=55m", "-test.run=^" + strings.ReplaceAll(name, "/", "$/^") + "$"},
-		Dir:   top + "/" + r.dir,
-		Env:   []string{"HOMED_TEST_STRICT=1", "HEARTH_TEST_LONG=1", "HEARTH_CRASH_SEED=" + os.Getenv("HEARTH_CRASH_SEED"), "HEARTH_CRASH_STATES=" + os.Getenv("HEARTH_CRASH_STATES")},
-		Limit: limit,
+	out := &results{t: t}
+	got := r.g.With(t).Do(vmtest.Command{
+		Argv:   []string{"./tests", "-test.v", "-test.timeout=55m", "-test.run=^" + strings.ReplaceAll(name, "/", "$/^") + "$"},
+		Dir:    top + "/" + r.dir,
+		Env:    []string{"HOMED_TEST_STRICT=1", "HEARTH_TEST_LONG=1", "HEARTH_CRASH_SEED=" + os.Getenv("HEARTH_CRASH_SEED"), "HEARTH_CRASH_STATES=" + os.Getenv("HEARTH_CRASH_STATES")},
+		Limit:  limit,
+		Stdout: out,
 	})
-	results := 0
-	for line := range strings.Lines(out.Stdout) {
-		if _, text, ok := strings.Cut(line, "RESULT "); ok {
-			t.Log("RESULT " + strings.TrimSpace(text))
-			results++
-		}
+	if got.Code != 0 || out.n == 0 {
+		t.Errorf("%s of %s: %v\n%s", name, r.dir, got, out.text.String())
 	}
-	if out.Code != 0 || results == 0 {
-		t.Errorf("%s of %s: %v", name, r.dir, out)
+}
+
+// results logs each result as it comes: of a run that is cut short they are all
+// there is.
+type results struct {
+	t    *testing.T
+	text bytes.Buffer
+	seen int // so much of it was looked at
+	n    int
+}
+
+func (r *results) Write(b []byte) (int, error) {
+	r.text.Write(b)
+	for {
+		line, _, ok := bytes.Cut(r.text.Bytes()[r.seen:], []byte("\n"))
+		if !ok {
+			return len(b), nil
+		}
+		r.seen += len(line) + 1
+		if _, text, ok := strings.Cut(string(line), "RESULT "); ok {
+			r.t.Log("RESULT " + strings.TrimSpace(text))
+			r.n++
+		}
 	}
 }
