@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -240,17 +241,26 @@ func forSteps(t *testing.T) (long bool) {
 
 // TestKilledAtEveryStep: whatever a worker was about to do when it was killed,
 // the next one finds a home that it can use, and nothing of it is left. With
-// $HEARTH_TEST_LONG=1 each step of each verb is tried, else a few by chance. In a
+// $HEARTH_TEST_LONG=1 each step of each verb is tried, or as many by chance as
+// $HEARTH_CRASH_STATES says; else a few. In a
 // guest, where LUKS2 homes can be had, it takes too long for the usual run.
 func TestKilledAtEveryStep(t *testing.T) {
 	long := forSteps(t)
-	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv("HEARTH_CRASH_SEED"); text != "" {
-		n, err := strconv.ParseUint(text, 10, 64)
+	number := func(name string, otherwise uint64) uint64 {
+		text := os.Getenv(name)
+		if text == "" {
+			return otherwise
+		}
+		n, err := strconv.ParseUint(text, 10, 63)
 		if err != nil {
 			t.Fatal(err)
 		}
-		seed = n
+		return n
+	}
+	seed := number("HEARTH_CRASH_SEED", uint64(time.Now().UnixNano()))
+	most := 2 // steps of each verb
+	if long {
+		most = int(number("HEARTH_CRASH_STATES", math.MaxInt))
 	}
 	for _, kind := range []string{"luks", "directory", "subvolume"} {
 		t.Run(kind, func(t *testing.T) {
@@ -276,9 +286,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 					}
 					k.whole(p)
 					at := rng.Perm(all)
-					if !long {
-						at = at[:min(2, all)]
-					}
+					at = at[:min(most, all)]
 					killed := 0
 					for _, i := range at {
 						former := k.w.Record
