@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -221,6 +222,32 @@ func TestOnlyWrongPasswordsAreOverruled(t *testing.T) {
 	// The host's verdict goes before what a keyslot says.
 	if _, err := h.run(p, Update, h.record(2), nil, "wrong"); !fault.Is(err, fault.HomeCantAuthenticate) {
 		t.Errorf("a record without passwords, and a wrong one: %v", err)
+	}
+}
+
+// TestNobodyEntersWithoutCredentials: a record without any way to authenticate
+// leaves the verdict to the one in the home. Where that is none, or nobody
+// vouches for it, nobody is left to say yes.
+func TestNobodyEntersWithoutCredentials(t *testing.T) {
+	h := newHouse(t)
+	host := h.record(2)
+	for name, inside := range map[string]string{
+		"nothing": "", "no record": "[]", "its own, unsigned": string(unsignedOf(t, host).Pretty()),
+		"unsigned, with a password": string(unsignedOf(t, h.record(3, oldPassword)).Pretty()),
+		"its own":                   string(host.Embedded().Pretty()),
+	} {
+		p := h.instance(name)
+		if err := os.Remove(filepath.Join(p.dir, identityName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if inside != "" {
+			if err := os.WriteFile(filepath.Join(p.dir, identityName), []byte(inside), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := h.run(bare{p.dir}, Inspect, host, nil, oldPassword); !fault.Is(err, fault.HomeCantAuthenticate) {
+			t.Errorf("%s in the home: %v", name, err)
+		}
 	}
 }
 

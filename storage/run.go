@@ -489,7 +489,13 @@ func (f *flow) reconcile(s *Setup, mode records.Mode) (records.Reconciled, error
 	f.Log.Warn("the record in the home is worth nothing and is written anew", "error", err)
 	embedded = f.header
 	if embedded == nil {
-		embedded = f.subject.Record().Embedded()
+		host := f.subject.Record()
+		// One without any credentials has left the verdict to the copies, and
+		// there are none.
+		if err := records.RefusedBy(host, f.secrets, f.hashes); err != nil && !f.kept {
+			return got, err
+		}
+		embedded = host.Embedded()
 	}
 	if mode == records.Newer {
 		mode = records.NewerOrEqual // the header was asked already
