@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -161,6 +162,12 @@ func run(log *slog.Logger, level *slog.LevelVar) error {
 			Environment: os.Environ(),
 		})
 	})
+	if _, err := os.Stat("/run/systemd/system"); errors.Is(err, fs.ErrNotExist) {
+		// systemd-sleep has homes locked. With another init nobody does.
+		start("sleep", func() error {
+			return bus.Sleep{Homes: m, Address: layout.SystemBus, Log: log}.Watch(ctx)
+		})
+	}
 	start("watchdog", func() error {
 		watch(ctx, m, interval, notify, log)
 		return nil

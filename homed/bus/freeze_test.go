@@ -11,13 +11,13 @@ import (
 	"hearth/internal/testenv"
 )
 
-// slices is a service manager that knows the slice of one user.
-type slices chan string
+// sliced is a service manager that knows the slice of one user.
+type sliced chan string
 
-func (s slices) FreezeUnit(unit string) *dbus.Error { return s.note("freeze " + unit) }
-func (s slices) ThawUnit(unit string) *dbus.Error   { return s.note("thaw " + unit) }
+func (s sliced) FreezeUnit(unit string) *dbus.Error { return s.note("freeze " + unit) }
+func (s sliced) ThawUnit(unit string) *dbus.Error   { return s.note("thaw " + unit) }
 
-func (s slices) note(what string) *dbus.Error {
+func (s sliced) note(what string) *dbus.Error {
 	s <- what
 	switch {
 	case strings.Contains(what, "-1001."):
@@ -43,7 +43,7 @@ func TestFreezer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	calls := make(slices, 10)
+	calls := make(sliced, 10)
 	if err := c.Export(calls, systemdPath, systemdManager); err != nil {
 		t.Fatal(err)
 	}

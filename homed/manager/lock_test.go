@@ -139,6 +139,38 @@ func TestAcquireUnlocks(t *testing.T) {
 	d.must(home.DeactivateAll, "")
 }
 
+// TestLockAllTwice: systemd-sleep asks for it and, on a machine where the login
+// manager is followed too, so do we. That is the same as one of them.
+func TestLockAllTwice(t *testing.T) {
+	testenv.Need(t, "root")
+	d := boot(t, testenv.Scratch(t))
+	if err := d.create(newRecord(t, "ann")); err != nil {
+		t.Fatal(err)
+	}
+	r, err := d.Do(t.Context(), manager.Operation{Verb: home.Acquire, Key: manager.Key{Name: "ann"}, Secrets: d.secrets(password), PleaseSuspend: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := make(chan error, 2)
+	for range cap(both) {
+		go func() {
+			_, err := d.Do(t.Context(), manager.Operation{Verb: home.LockAll})
+			both <- err
+		}()
+	}
+	for range cap(both) {
+		if err := <-both; err != nil {
+			t.Error(err)
+		}
+	}
+	d.state("ann", "locked")
+	d.asked("freeze")
+	d.must(home.Unlock, "ann", password)
+	d.asked("thaw")
+	_ = r.Reference.Close()
+	d.must(home.DeactivateAll, "")
+}
+
 func TestLockThatFails(t *testing.T) {
 	testenv.Need(t, "root")
 	d := boot(t, testenv.Scratch(t))
