@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,6 +51,7 @@ func main() {
 		// Not root any more: a worker started it as the home's user.
 		os.Exit(holders.Child(os.Stdin, os.Stdout))
 	}
+	rarelyCollect()
 	log := journal.New("homework")
 	slog.SetDefault(log)
 	if len(os.Args) != 2 || os.Args[1] == "" || os.Args[1][0] == '-' {
@@ -85,6 +87,18 @@ func main() {
 		log.Error("no answer was given", "HOME_VERB", verb, "error", err)
 		os.Exit(1)
 	}
+}
+
+// collectFrom is how much memory this process may take before it looks for what
+// it does not need any more, in bytes.
+const collectFrom = 192 << 20
+
+// rarelyCollect lets the memory of a process that ends in a moment be. To look
+// for garbage for the first time touches two hundred pages of the runtime's own,
+// and reading a header alone is garbage enough for that.
+func rarelyCollect() {
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(collectFrom)
 }
 
 // harden keeps what this process will know out of core dumps and away from

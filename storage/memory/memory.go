@@ -5,6 +5,7 @@ package memory
 import (
 	"os"
 	"runtime"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,9 @@ func Total() uint64 {
 // out page by page, and can be stopped.
 const most = 1 << 30
 
+// prepared says that Prepare was called before.
+var prepared atomic.Bool
+
 // Prepare has the kernel map n bytes of the heap at once, in huge pages where it
 // has such, and frees them for the allocation of that size which follows. A
 // process that lives for one key derivation otherwise takes two faults for each
@@ -31,8 +35,10 @@ func Prepare(n uint64) {
 	if n == 0 || n > most {
 		return
 	}
-	// What an earlier derivation has left is as good as new.
-	runtime.GC()
+	if prepared.Swap(true) {
+		// What an earlier derivation has left is as good as new.
+		runtime.GC()
+	}
 	block := make([]byte, n)
 	page := uintptr(os.Getpagesize())
 	skip := int(-uintptr(unsafe.Pointer(unsafe.SliceData(block))) % page)
