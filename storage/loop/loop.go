@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -396,20 +398,17 @@ type Attached struct {
 // Attachments returns the loop devices whose file is path, the lowest number
 // first.
 func Attachments(path string) ([]Attached, error) {
-	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	numbers, err := devices()
 	if err != nil {
 		return nil, err
 	}
 	var list []Attached
-	for _, f := range files {
-		data, err := os.ReadFile(f)
+	for _, n := range numbers {
+		data, err := os.ReadFile(fmt.Sprintf("/sys/block/loop%d/loop/backing_file", n))
 		if err != nil || strings.TrimSuffix(string(data), "\n") != path {
-			continue // gone meanwhile, or another's
+			continue // free, gone meanwhile, or another's
 		}
-		var a Attached
-		if _, err := fmt.Sscanf(f, "/sys/block/loop%d/", &a.Number); err != nil {
-			continue
-		}
+		a := Attached{Number: n}
 		node, err := open(fmt.Sprintf("/dev/loop%d", a.Number), unix.O_RDONLY|unix.O_NONBLOCK)
 		if err != nil {
 			return nil, err
@@ -434,5 +433,32 @@ func Attachments(path string) ([]Attached, error) {
 		a.DirectIO = info.Flags&unix.LO_FLAGS_DIRECT_IO != 0
 		list = append(list, a)
 	}
+	return list, nil
+}
+
+// devices are the numbers of all loop devices, attached or not, in order. A glob
+// would list each one's directories, and whoever waits for an end asks often.
+func devices() ([]int, error) {
+	dir, err := os.Open("/sys/block")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = dir.Close() }()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var list []int
+	for _, name := range names {
+		if rest, ok := strings.CutPrefix(name, "loop"); ok {
+			if n, err := strconv.Atoi(rest); err == nil {
+				list = append(list, n)
+			}
+		}
+	}
+	slices.Sort(list)
 	return list, nil
 }
