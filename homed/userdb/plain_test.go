@@ -3,10 +3,12 @@ package userdb
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"reflect"
 	"strings"
 	"testing"
 
+	"hearth/homed/manager"
 	"hearth/records"
 )
 
@@ -107,6 +109,48 @@ func TestAnsweredTogether(t *testing.T) {
 		}
 		if strings.HasPrefix(c.text, ping+unknown) && !strings.HasPrefix(sent.String(), "{}\x00"+`{"error":"`+errNoRecord+`"}`+"\x00") {
 			t.Errorf("order: %.200q", sent.String())
+		}
+	}
+}
+
+// glances notes under which context each look-up came.
+type glances struct {
+	shelf
+	seen []context.Context
+}
+
+func (g *glances) Lookup(ctx context.Context, k manager.Key) (manager.Info, error) {
+	g.seen = append(g.seen, ctx)
+	return g.shelf.Lookup(ctx, k)
+}
+
+// TestOneGlance: calls that came together are answered by one look at the homes;
+// those that came alone, or after something that may wait, have one of their own.
+func TestOneGlance(t *testing.T) {
+	one := `{"method":"io.systemd.UserDatabase.GetUserRecord","parameters":{"userName":"nobodyknows","service":"io.systemd.Home"}}` + "\x00"
+	all := `{"method":"io.systemd.UserDatabase.GetUserRecord","parameters":{"service":"io.systemd.Home"},"more":true}` + "\x00"
+	for _, c := range []struct {
+		text                   string
+		lookups, glances, with int // with a glance that is not theirs alone
+	}{
+		{one, 1, 0, 0},
+		{strings.Repeat(one, 3), 3, 0, 0},
+		{strings.Repeat(one, 20), 20, 1, 20},
+		{strings.Repeat(one, 5) + all + strings.Repeat(one, 5), 10, 2, 10},
+		{strings.Repeat(one, 5) + all + one, 6, 1, 5},
+	} {
+		g := &glances{shelf: homes(t, captures(t))}
+		s := &server{o: Options{Manager: g, Machine: records.Machine{ID: machine}, Level: levelInfo()}, service: "io.systemd.Home"}
+		s.converse(t.Context(), bufio.NewReader(strings.NewReader(c.text)), &replyWriter{c: &counted{}}, 0, nil)
+		distinct, with := map[context.Context]bool{}, 0
+		for _, ctx := range g.seen {
+			if ctx != t.Context() {
+				distinct[ctx] = true
+				with++
+			}
+		}
+		if len(g.seen) != c.lookups || len(distinct) != c.glances || with != c.with {
+			t.Errorf("%.300q: %d look-ups, %d of them in %d glances; want %d, %d, %d", c.text, len(g.seen), with, len(distinct), c.lookups, c.with, c.glances)
 		}
 	}
 }

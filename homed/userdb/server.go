@@ -63,6 +63,9 @@ const (
 	maxWide = 4
 	// batch is how much of an enumeration is made before it is sent.
 	batch = 64 << 10
+	// glanceFrom is how many calls that came together are answered by one look at
+	// the homes.
+	glanceFrom = 4
 	// writeTimeout ends a connection whose client does not read an answer.
 	writeTimeout = 30 * time.Second
 )
@@ -215,6 +218,7 @@ func (s *server) client(ctx context.Context, c *net.UnixConn) {
 }
 
 func (s *server) converse(ctx context.Context, in *bufio.Reader, out *replyWriter, uid uint32, u *user) {
+	glance, left := ctx, 0 // for so many calls
 	for {
 		// What has been answered is sent before anything is waited for: calls that
 		// came together get their answers together.
@@ -222,15 +226,26 @@ func (s *server) converse(ctx context.Context, in *bufio.Reader, out *replyWrite
 			if out.flush() != nil {
 				return
 			}
+			left = 0
 			if cap(out.text) > batch/4 {
 				out.text = nil // the connection may be idle for long
 			}
 		}
 		text, err := readFrame(in)
+		if left--; left < 0 {
+			glance = ctx
+			rest, _ := in.Peek(in.Buffered())
+			if left = bytes.Count(rest, []byte{0}); left+1 >= glanceFrom {
+				glance = manager.AtAGlance(ctx)
+			}
+		}
 		if err == nil {
 			var req *request
 			if req, err = parseRequest(text); err == nil {
-				err = s.respond(ctx, out, uid, u, req)
+				err = s.respond(glance, out, uid, u, req)
+				if req.wide() {
+					left = 0 // it may have waited
+				}
 			}
 		}
 		if err != nil {

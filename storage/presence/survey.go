@@ -2,6 +2,7 @@ package presence
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,6 +17,10 @@ import (
 // the directories that images are in. It is of one moment, and serves one
 // goroutine. The zero value is ready.
 type Survey struct {
+	// Most is how many names a directory may have to be listed, 0 for any: for a
+	// few areas it takes longer than to look at each.
+	Most int
+
 	asked     bool
 	mounted   map[string]bool            // nil: nobody knows
 	parents   map[string]string          // a directory's path without symlinks, "" where that cannot be told
@@ -110,7 +115,23 @@ func (s *Survey) list(path string) ([]string, error) {
 	}
 	switch uint32(st.Type) {
 	case unix.EXT4_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+	default:
+		return nil, errUntold
+	}
+	if s.Most == 0 {
 		return dir.Readdirnames(-1)
 	}
-	return nil, errUntold
+	names, err := dir.Readdirnames(s.Most + 1)
+	switch {
+	case errors.Is(err, io.EOF):
+		return names, nil
+	case err == nil && len(names) <= s.Most:
+		// One call need not be all; another one tells.
+		if more, err := dir.Readdirnames(1); len(more) > 0 || !errors.Is(err, io.EOF) {
+			return nil, errUntold
+		}
+	case err == nil:
+		return nil, errUntold
+	}
+	return names, err
 }

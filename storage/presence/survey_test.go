@@ -75,3 +75,30 @@ func TestSurveyIsCheap(t *testing.T) {
 		t.Errorf("seen %v, with %d looks and %d lists", seen, s.looks, s.lists)
 	}
 }
+
+// TestSurveyOfFew: a directory of more names than that is left alone.
+func TestSurveyOfFew(t *testing.T) {
+	dir := t.TempDir()
+	const there = 300
+	for i := range there {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(i, ".home")), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, most := range []int{1, there - 1, there, there + 1, 0} {
+		s := Survey{Most: most}
+		for i := range there + 10 {
+			a := Area{Storage: "luks", ImagePath: filepath.Join(dir, fmt.Sprint(i, ".home"))}
+			if state, err := s.Look(a); err != nil || state != map[bool]State{true: Inactive, false: Absent}[i < there] {
+				t.Errorf("at most %d, area %d: %v, %v", most, i, state, err)
+			}
+		}
+		want := there
+		if most > 0 && most < there {
+			want += 10
+		}
+		if s.looks != want || s.lists != 1 {
+			t.Errorf("at most %d: %d looks, want %d, and %d lists", most, s.looks, want, s.lists)
+		}
+	}
+}

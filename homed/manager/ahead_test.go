@@ -1,6 +1,7 @@
 package manager_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"hearth/homed/home"
 	"hearth/homed/manager"
+	"hearth/internal/fault"
 )
 
 // spares are the processes that wait for an operation, started by this one.
@@ -65,5 +67,53 @@ func TestWorkerAhead(t *testing.T) {
 	d.stop()
 	if left := spares(t); len(left) > 0 {
 		t.Errorf("after the end these wait: %q", left)
+	}
+}
+
+// TestGlance: what is found out in one glance is true of its beginning, and of
+// nothing later.
+func TestGlance(t *testing.T) {
+	t.Parallel()
+	d := boot(t, t.TempDir())
+	for _, name := range []string{"ann", "bob"} {
+		if err := d.create(newRecord(t, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	image, elsewhere := d.file("home", "ann.home"), d.file("home", "elsewhere")
+	move := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	states := func(ctx context.Context) string {
+		t.Helper()
+		said := ""
+		for _, name := range []string{"ann", "bob"} {
+			i, err := d.Lookup(ctx, manager.Key{Name: name})
+			if err != nil {
+				t.Fatal(err)
+			}
+			said += i.State + " "
+		}
+		return said
+	}
+	move(image, elsewhere)
+	before := manager.AtAGlance(t.Context())
+	if got := states(before); got != "absent inactive " {
+		t.Errorf("in a glance: %s", got)
+	}
+	move(elsewhere, image)
+	if got := states(before); got != "absent inactive " {
+		t.Errorf("in the same glance: %s", got)
+	}
+	for _, ctx := range []context.Context{t.Context(), manager.AtAGlance(t.Context())} {
+		if got := states(ctx); got != "inactive inactive " {
+			t.Errorf("later: %s", got)
+		}
+	}
+	if _, err := d.Lookup(before, manager.Key{Name: "nobody"}); !fault.Is(err, fault.NoSuchHome) {
+		t.Errorf("nobody: %v", err)
 	}
 }
