@@ -117,3 +117,24 @@ func TestGlance(t *testing.T) {
 		t.Errorf("nobody: %v", err)
 	}
 }
+
+// TestQuietStart: a start tells of the records in one line, not in one for each.
+func TestQuietStart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	d := boot(t, dir)
+	for _, name := range []string{"ann", "bob", "cora"} {
+		if err := d.create(newRecord(t, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.stop()
+	d = boot(t, dir)
+	log := d.logged.String()
+	if strings.Count(log, "\n") > 2 || !strings.Contains(log, `msg="records are loaded" homes=3`) {
+		t.Errorf("the start says:\n%s", log)
+	}
+	for _, name := range []string{"ann", "bob", "cora"} {
+		d.state(name, "inactive")
+	}
+}

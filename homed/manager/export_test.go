@@ -6,12 +6,13 @@ import (
 
 	"hearth/homed/config"
 	"hearth/records"
+	"hearth/storage/presence"
 )
 
 // LoadRecord reads the record of that name from the disk. It is for a manager
 // that is not running.
 func (m *Manager) LoadRecord(name string) (err error) {
-	m.handle(func() { _, err = m.loadRecord(name) })
+	m.handle(func() { _, err = m.loadRecord(name, &presence.Survey{}) })
 	return err
 }
 

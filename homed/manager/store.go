@@ -2,9 +2,11 @@ package manager
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +17,7 @@ import (
 
 	"hearth/homed/home"
 	"hearth/records"
+	"hearth/storage/presence"
 )
 
 const recordSuffix = ".identity"
@@ -44,6 +47,9 @@ func (m *Manager) loadRecords() error {
 	// With thousands of homes, a look for each that nearly always finds nothing
 	// costs more than its record.
 	blobs, run := namesIn(m.Layout.BlobDir), namesIn(m.Layout.RunDir)
+	var survey presence.Survey
+	loaded := 0
+	defer func() { m.log.Info("records are loaded", "homes", loaded) }()
 	for _, d := range list {
 		if unfinishedRecord(d.Name()) && d.Type().IsRegular() {
 			if err := os.Remove(filepath.Join(m.Layout.RecordDir, d.Name())); err != nil {
@@ -55,13 +61,14 @@ func (m *Manager) loadRecords() error {
 		if !ok || !d.Type().IsRegular() || !records.ValidName(name) {
 			continue
 		}
-		e, err := m.loadRecord(name)
+		e, err := m.loadRecord(name, &survey)
 		if err != nil {
 			m.log.Warn("ignoring the record", "HOME_USER", name, "file", m.recordPath(name), "error", err)
 		}
 		if e == nil {
 			continue
 		}
+		loaded++
 		if !blobs[name] {
 			m.makeBlobDir(e)
 		}
@@ -126,7 +133,7 @@ func blank(text []byte) bool {
 }
 
 // loadRecord reads one record, and returns its home unless there is none.
-func (m *Manager) loadRecord(name string) (*entry, error) {
+func (m *Manager) loadRecord(name string, survey *presence.Survey) (*entry, error) {
 	path := m.recordPath(name)
 	text, err := readRegular(path)
 	if err != nil {
@@ -156,12 +163,18 @@ func (m *Manager) loadRecord(name string) (*entry, error) {
 	e := m.join(v, home.Home{})
 	e.saved = true
 	m.remarkOn(e, v.Record())
-	seen := m.look(e)
+	seen := lookBy(survey.Look, e.face)
 	if seen == home.SeenMounted && m.suspended(m.logOf(e), e.name) {
 		// Locked before a restart. To take it for active would hang.
 		e.home.Stored = home.Locked
 	}
-	m.logOf(e).Info("record is "+v.Verdict().String()+", accepting it", "HOME_STATE", string(e.home.State(seen)))
+	level := slog.LevelInfo
+	if v.Verdict() == records.SignedByUs {
+		// As nearly all are, and whoever reads the log of thousands takes longer
+		// for these lines than we for the records.
+		level = slog.LevelDebug
+	}
+	m.logOf(e).Log(context.Background(), level, "record is "+v.Verdict().String()+", accepting it", "HOME_STATE", string(e.home.State(seen)))
 	if seen == home.SeenMounted {
 		m.settle(e)
 		m.retakeLock(e)
