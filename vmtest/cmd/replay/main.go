@@ -266,6 +266,11 @@ func (p *player) flood(s step) error {
 	for range s.Flood {
 		object.Go(s.Call.Interface+"."+s.Call.Member, 0, calls, args...)
 	}
+	// Calls of one connection are taken in their order: with this one's answer
+	// all of them wait.
+	if err := conn.Object("org.freedesktop.home1", "/org/freedesktop/home1").Call("org.freedesktop.DBus.Peer.Ping", 0).Err; err != nil {
+		return err
+	}
 	p.wait.Go(func() {
 		defer conn.Close()
 		for range s.Flood {
