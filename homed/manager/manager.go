@@ -325,7 +325,7 @@ func (m *Manager) Lookup(ctx context.Context, k Key) (Info, error) {
 	if s.subject == nil {
 		return Info{}, noSuchHome(k)
 	}
-	look := presence.Look
+	look := presence.LookQuickly
 	if g, ok := ctx.Value(glance{}).(*presence.Survey); ok {
 		look = g.Look
 	}

@@ -59,9 +59,11 @@ type Area struct {
 //
 // Faults: UnrecognizedFormat if what is at the image path cannot be the
 // storage.
-func Look(a Area) (State, error) {
+func Look(a Area) (State, error) { return look(a, false) }
+
+func look(a Area, quick bool) (State, error) {
 	if a.HomeDirectory != "" {
-		active, err := mounts.IsMountPoint(a.HomeDirectory)
+		active, err := isMounted(a.HomeDirectory, quick)
 		if err != nil && !absent(err) {
 			return Absent, fmt.Errorf("look at home area: %w", err)
 		}
@@ -72,13 +74,12 @@ func Look(a Area) (State, error) {
 	if a.Storage == "cifs" {
 		return Inactive, nil // whether the server is there shows when it is needed
 	}
-	var st unix.Stat_t
-	if err := stat(a.ImagePath, &st); absent(err) {
+	kind, err := typeOf(a.ImagePath, quick)
+	if absent(err) {
 		return Absent, nil
 	} else if err != nil {
 		return Absent, fmt.Errorf("look at home area %s: %w", a.ImagePath, err)
 	}
-	kind := st.Mode & unix.S_IFMT
 	switch {
 	case a.Storage == "luks" && kind == unix.S_IFREG:
 		dirty, err := mounts.IsDirty(a.ImagePath)

@@ -113,9 +113,7 @@ func (s *Survey) list(path string) ([]string, error) {
 	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
 		return nil, err
 	}
-	switch uint32(st.Type) {
-	case unix.EXT4_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
-	default:
+	if !ofMachine(uint32(st.Type)) {
 		return nil, errUntold
 	}
 	if s.Most == 0 {

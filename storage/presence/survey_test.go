@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestSurveyIsLook: of whatever there is, both say the same.
+// TestSurveyIsLook: of whatever there is, all three say the same.
 func TestSurveyIsLook(t *testing.T) {
 	dir := t.TempDir()
 	at := func(parts ...string) string { return filepath.Join(append([]string{dir}, parts...)...) }
@@ -38,9 +38,11 @@ func TestSurveyIsLook(t *testing.T) {
 				for _, home := range homes {
 					a := Area{Storage: storage, ImagePath: image, HomeDirectory: home}
 					want, wantErr := Look(a)
-					got, err := s.Look(a)
-					if got != want || fmt.Sprint(err) != fmt.Sprint(wantErr) {
-						t.Errorf("%+v: %v, %v, want %v, %v", a, got, err, want, wantErr)
+					for what, f := range map[string]func(Area) (State, error){"survey": s.Look, "quickly": LookQuickly} {
+						got, err := f(a)
+						if got != want || fmt.Sprint(err) != fmt.Sprint(wantErr) {
+							t.Errorf("%s, %+v: %v, %v, want %v, %v", what, a, got, err, want, wantErr)
+						}
 					}
 					seen[fmt.Sprint(want, wantErr != nil)]++
 				}
