@@ -51,6 +51,9 @@ func typeOf(path string, quick bool) (uint32, error) {
 	return st.Mode & unix.S_IFMT, err
 }
 
+// statQuickly asks what the kernel knows: should a server be mounted at the path
+// itself, it is not asked. A disk may still have to be read, for which the thread
+// is kept as systemd-homed's only one would be.
 func statQuickly(path string, st *unix.Statx_t) error {
 	name, err := unix.BytePtrFromString(path)
 	if err != nil {
@@ -59,7 +62,7 @@ func statQuickly(path string, st *unix.Statx_t) error {
 	for {
 		at := unix.AT_FDCWD
 		_, _, errn := unix.RawSyscall6(unix.SYS_STATX, uintptr(at), uintptr(unsafe.Pointer(name)),
-			unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, uintptr(unsafe.Pointer(st)), 0)
+			unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, uintptr(unsafe.Pointer(st)), 0)
 		switch errn {
 		case 0:
 			return nil
