@@ -116,12 +116,16 @@ func (f *flow) autoGrow(ctx context.Context, s *Setup, r records.Subject) {
 	}
 }
 
-// usualSize is what a home without a size of its own is given at creation, of
-// what is free but for itself; 0 if that is not much more than it has.
+// usualSize is what a home without a size of its own is given at creation: of a
+// disk all, of a file system what is free but for itself; 0 if that is not much
+// more than it has.
 func usualSize(image string) uint64 {
 	var st unix.Stat_t
 	var fs unix.Statfs_t
-	if unix.Stat(image, &st) != nil || unix.Statfs(image, &fs) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+	switch err := unix.Stat(image, &st); {
+	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK:
+		return Largest
+	case err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || unix.Statfs(image, &fs) != nil:
 		return 0
 	}
 	size := (fs.Bavail*uint64(fs.Frsize) + uint64(st.Blocks)*512) / 100 * 83

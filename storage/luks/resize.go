@@ -131,7 +131,7 @@ func (Backend) Resize(ctx context.Context, s *storage.Setup, want storage.Size) 
 // Elastic implements storage.Resizer.
 func (Backend) Elastic(s *storage.Setup) bool {
 	o, ok := s.Private.(*opened)
-	return ok && o.image != nil && !o.image.device && s.Found.FileSystemType == "btrfs"
+	return ok && o.image != nil && s.Found.FileSystemType == "btrfs"
 }
 
 // attach finds the devices of the open home and makes sure that they are those

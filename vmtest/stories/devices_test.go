@@ -35,6 +35,8 @@ func TestDevices(t *testing.T) {
 	part("whole disk", (*product).wholeDisk)
 	part("partition", (*product).partition)
 	part("resize", (*product).deviceSizes)
+	part("btrfs", (*product).deviceBtrfs)
+	part("xfs", (*product).deviceXFS)
 	part("allocation", (*product).allocation)
 	part("recovery", (*product).recovery)
 	part("tokens", (*product).tokens)
@@ -262,6 +264,103 @@ func (p *product) deviceSizes() {
 
 	p.pull(d)
 	p.becomes("finn", "absent")
+}
+
+// larger makes a disk for file systems that need more room.
+func (p *product) larger(file string) string {
+	p.t.Helper()
+	d := p.disk(file, "")
+	p.MustSh("truncate -s 420M /srv/" + file + " && losetup -c " + d + " && udevadm settle --timeout=30")
+	return d
+}
+
+// tableSays compares the size of the one partition, in the table and in the
+// kernel, in MiB.
+func (p *product) tableSays(disk string, least, most int) {
+	p.t.Helper()
+	p.MustSh(fmt.Sprintf(`udevadm settle --timeout=30; sfdisk --verify %[1]s >&2 && n=$(sfdisk --json %[1]s | jq '.partitiontable.partitions[0].size') &&
+		test $((n * 512)) = "$(blockdev --getsize64 %[1]sp1)" && test $n -ge $((%[2]d * 2048)) -a $n -le $((%[3]d * 2048)) || { echo "it has $n sectors"; exit 1; }`, disk, least, most))
+}
+
+// deviceBtrfs makes a home of btrfs on a disk, which changes its size while it is
+// in use, at the record's wish with each login and logout too.
+func (p *product) deviceBtrfs() {
+	t := p.t
+	d := p.larger("disk-g")
+	p.MustSh(fmt.Sprintf("NEWPASSWORD='%s' %s homectl create gil --storage=luks --fs-type=btrfs --disk-size=300M --image-path=%s %s", password, atMost, d, cheap))
+	p.tableSays(d, 300, 300)
+	p.ok("activate gil")
+	p.fill("gil")
+	p.ok("resize gil 380M")
+	p.tableSays(d, 380, 380)
+	p.ok("resize gil 320M")
+	p.tableSays(d, 320, 320)
+	p.whole("gil")
+	// Closed, by the real homectl.
+	p.MustSh(atMost + "homectl deactivate gil")
+	p.closed("gil")
+	p.real("resize gil 360M")
+	p.becomes("gil", "inactive")
+	p.tableSays(d, 360, 360)
+	p.ok("update gil --auto-resize-mode=shrink-and-grow")
+	p.real("activate gil")
+	p.tableSays(d, 360, 360)
+	p.whole("gil")
+	p.real("deactivate gil")
+	p.closed("gil")
+	p.tableSays(d, 272, 340)
+	p.ok("activate gil")
+	p.tableSays(d, 360, 360)
+	p.whole("gil")
+	p.MustSh(atMost + "homectl deactivate gil")
+	p.closed("gil")
+	if long() {
+		p.MustSh("systemctl stop homed.service && systemctl disable homed.service && systemctl daemon-reload && systemctl start systemd-homed.service")
+		p.real("activate gil")
+		p.whole("gil")
+		p.tableSays(d, 360, 360)
+		p.real("deactivate gil")
+		p.tableSays(d, 272, 340)
+		p.MustSh("systemctl stop systemd-homed.service && systemctl enable --now homed.service")
+		p.ownsBus("/usr/local/lib/hearth/homed")
+		p.ok("activate gil")
+		p.tableSays(d, 360, 360)
+		p.whole("gil")
+		p.MustSh(atMost + "homectl deactivate gil")
+		p.closed("gil")
+	}
+	p.MustSh("cryptsetup isLuks " + d + "p1")
+	p.pull(d)
+	p.becomes("gil", "absent")
+	if r := p.Sh(atMost + "homectl unregister gil"); r.Code != 0 {
+		t.Error(r)
+	}
+}
+
+// deviceXFS makes a home of xfs on a disk, which only ever grows.
+func (p *product) deviceXFS() {
+	d := p.larger("disk-h")
+	p.MustSh(fmt.Sprintf("NEWPASSWORD='%s' %s homectl create hew --storage=luks --fs-type=xfs --disk-size=320M --image-path=%s %s", password, atMost, d, cheap))
+	p.ok("activate hew")
+	p.fill("hew")
+	p.MustSh("test $(findmnt -n -o FSTYPE /home/hew) = xfs")
+	p.ok("resize hew 340M")
+	p.tableSays(d, 340, 340)
+	p.says("resize hew 330M", "File systems of this type cannot be shrunk")
+	p.MustSh(atMost + "homectl deactivate hew")
+	p.closed("hew")
+	p.real("resize hew max")
+	p.becomes("hew", "inactive")
+	p.tableSays(d, 418, 418)
+	p.says("resize hew 330M", "File systems of this type cannot be shrunk")
+	p.real("activate hew")
+	p.whole("hew")
+	p.MustSh("test $(stat -f -c '%b' /home/hew) -gt $((310*256))")
+	p.real("deactivate hew")
+	p.closed("hew")
+	p.pull(d)
+	p.becomes("hew", "absent")
+	p.MustSh(atMost + "homectl unregister hew")
 }
 
 // resizeCut kills the worker while it shrinks finn's home, and hands what became
