@@ -175,10 +175,11 @@ func worldOf(t *testing.T, kind string) *storagetest.World {
 		testenv.Need(t, "root", "loop", "dm-crypt", "ext4", "mkfs.ext4")
 		k.Image = true
 		k.Remains = func(user string) []string {
+			list := testenv.KeysLeft("homework-user-"+user+":", "logon     cryptsetup:")
 			if dm.Exists("home-" + user) {
-				return []string{"mapped device"}
+				list = append(list, "mapped device")
 			}
-			return nil
+			return list
 		}
 		k.Fields = map[string]any{
 			"fileSystemType": "ext4", "diskSize": 50 << 20, "luksPbkdfType": "pbkdf2", "luksPbkdfForceIterations": 1000,

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -149,6 +150,33 @@ func LoopsBelow(dir string) []string {
 		if data, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(data), dir+"/") {
 			list = append(list, "/dev/"+filepath.Base(filepath.Dir(filepath.Dir(f))))
 		}
+	}
+	return list
+}
+
+// Keys lists the kernel's keys that this process may see and whose line in
+// /proc/keys has one of the parts.
+func Keys(parts ...string) []string {
+	data, err := os.ReadFile("/proc/keys")
+	if err != nil {
+		return nil
+	}
+	var list []string
+	for line := range strings.Lines(string(data)) {
+		if slices.ContainsFunc(parts, func(p string) bool { return strings.Contains(line, p) }) {
+			list = append(list, strings.TrimSpace(line))
+		}
+	}
+	return list
+}
+
+// KeysLeft is Keys once the kernel has had time to clear away what was dropped.
+func KeysLeft(parts ...string) (list []string) {
+	for range 100 {
+		if list = Keys(parts...); len(list) == 0 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 	return list
 }

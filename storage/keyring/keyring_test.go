@@ -44,6 +44,9 @@ func TestLogonKeyLivesForTheCall(t *testing.T) {
 		if err := search(); err != nil {
 			t.Errorf("the key is not there: %v", err)
 		}
+		if len(testenv.Keys("logon     "+desc)) != 1 {
+			t.Error("the kernel does not show the key")
+		}
 		// Nobody reads a logon key, the process that added it included.
 		id, err := unix.KeyctlSearch(unix.KEY_SPEC_THREAD_KEYRING, "logon", desc, 0)
 		if err == nil {
@@ -85,8 +88,14 @@ func TestSessionKey(t *testing.T) {
 		}
 		got.Close()
 	}
+	if list := testenv.Keys(name + ":"); len(list) == 0 {
+		t.Error("the kernel does not show the key")
+	}
 	if err := keyring.Drop(name); err != nil {
 		t.Fatal(err)
+	}
+	if list := testenv.KeysLeft(name + ":"); len(list) > 0 {
+		t.Errorf("left: %q", list)
 	}
 	if _, err := keyring.Get(name); !fault.Is(err, fault.KeyUnavailable) {
 		t.Errorf("get after drop: %v", err)

@@ -35,6 +35,9 @@ func remains(user string) []string {
 	if name := "home-" + user; dm.Exists(name) {
 		list = append(list, "mapped device "+name)
 	}
+	for _, k := range testenv.KeysLeft(keyName(storage.Area{View: records.View{UserName: user}})+":", "logon     cryptsetup:") {
+		list = append(list, "key "+k)
+	}
 	// udev may still be at work on events of a device that is gone.
 	link := dm.Dir + "/home-" + user
 	for range 100 {
