@@ -92,6 +92,13 @@ func (p *product) state(name string) string {
 	return strings.TrimSpace(p.MustSh("homectl list --json=short | jq -r '.[] | select(.name==\"" + name + "\") | .state'"))
 }
 
+// inspected is the state by homectl inspect, and the classes of her sessions:
+// what shows of a home that somebody is in.
+func (p *product) inspected(name string) string {
+	p.t.Helper()
+	return p.MustSh("homectl inspect --json=short "+name+" | jq -r '.status[].state'") + ", " + p.classes(name)
+}
+
 // becomes waits for a state of a home: logind keeps the user's service manager
 // for ten seconds after the last session.
 func (p *product) becomes(name, state string) {
