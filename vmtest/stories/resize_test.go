@@ -112,6 +112,7 @@ func TestResize(t *testing.T) {
 		p.sized("ann", 100)
 		real("deactivate ann")
 		real("resize ann 72M")
+		p.MustSh(fmt.Sprintf("PASSWORD='%s' NEWPASSWORD='%s' %s /usr/bin/homectl passwd ann", password, fresh, atMost))
 		real("resize bea 330M")
 		real("activate bea")
 		real("resize bea 420M")
@@ -119,6 +120,11 @@ func TestResize(t *testing.T) {
 		real("deactivate bea")
 		real("create carl --storage=luks --fs-type=btrfs --disk-size=300M --auto-resize-mode=off --luks-pbkdf-type=pbkdf2 --luks-pbkdf-time-cost=1ms --enforce-password-policy=no")
 		p.MustSh("systemctl stop systemd-homed.service; systemctl enable homed.service && systemctl restart homed.service")
+		p.refused("ann", password)
+		if r := p.passwd("ann", fresh, password); r.Code != 0 {
+			t.Errorf("the password that the real daemon set: %v", r)
+		}
+		p.refused("ann", fresh)
 		for _, c := range []struct {
 			user string
 			has  int
