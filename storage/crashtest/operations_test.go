@@ -24,11 +24,13 @@ import (
 	"hearth/records"
 	"hearth/storage"
 	"hearth/storage/crashtest"
+	"hearth/storage/directory"
 	"hearth/storage/dm"
 	"hearth/storage/luks"
 	"hearth/storage/luks2"
 	"hearth/storage/mounts"
 	"hearth/storage/storagetest"
+	"hearth/storage/subvolume"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -148,6 +150,8 @@ var grounds = []ground{
 	// superblock of a btrfs has to be mended.
 	{"ext4-1024", "luks", "ext4", "ext4", 1024, 50 * mib},
 	{"btrfs-1024", "luks", "btrfs", "ext4", 1024, 280 * mib},
+	{"directory", "directory", "", "ext4", whole, 0},
+	{"subvolume", "subvolume", "", "btrfs", whole, 128 * mib},
 }
 
 func (g ground) has(v verb) bool {
@@ -155,6 +159,12 @@ func (g ground) has(v verb) bool {
 }
 
 func (g ground) backend() storage.Backend {
+	switch g.storage {
+	case "directory":
+		return directory.Backend{}
+	case "subvolume":
+		return subvolume.Backend{}
+	}
 	return luks.Backend{}
 }
 
@@ -574,8 +584,9 @@ func TestOperations(t *testing.T) {
 		want = int(number(t, "HEARTH_CRASH_STATES", 0))
 	}
 	sample := map[string][]string{
-		"ext4":  {"create", "passwd", "rekey", "update", "lock", "grow", "shrink"},
-		"btrfs": {"passwd", "shrink-active"},
+		"ext4":      {"create", "passwd", "rekey", "update", "lock", "grow", "shrink"},
+		"btrfs":     {"passwd", "shrink-active"},
+		"directory": {"passwd"},
 	}
 	for _, g := range grounds {
 		for _, v := range verbs {

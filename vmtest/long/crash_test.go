@@ -26,8 +26,11 @@ func need(t *testing.T) {
 func TestCrash(t *testing.T) {
 	need(t)
 	parts := []string{"TestControl"}
-	for _, on := range []string{"ext4", "btrfs", "ext4-1024", "btrfs-1024"} {
-		verbs := []string{"create", "passwd", "rekey", "update", "lock", "grow", "grow-active", "shrink"}
+	for _, on := range []string{"ext4", "btrfs", "ext4-1024", "btrfs-1024", "directory", "subvolume"} {
+		verbs := []string{"create", "passwd", "rekey", "update"}
+		if on != "directory" && on != "subvolume" {
+			verbs = append(verbs, "lock", "grow", "grow-active", "shrink")
+		}
 		if strings.HasPrefix(on, "btrfs") {
 			verbs = append(verbs, "shrink-active") // ext4 cannot
 		}
