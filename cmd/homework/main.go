@@ -44,6 +44,11 @@ func init() {
 	}
 }
 
+// quiet is how long a worker has waited when it makes more ready than itself:
+// operations that follow each other at once would have to share the processor
+// with that.
+const quiet = 250 * time.Millisecond
+
 func isSpare() bool { return len(os.Args) == 2 && os.Args[1] == worker.SpareVerb }
 
 func main() {
@@ -63,11 +68,13 @@ func main() {
 		os.Exit(1)
 	}
 	verb := os.Args[1]
+	var prepare *time.Timer
 	if isSpare() {
-		go mounts.PrepareShift() // while nobody waits
+		prepare = time.AfterFunc(quiet, mounts.PrepareShift)
 	}
 	err := worker.Serve(verb, func(ctx context.Context, r worker.Request, up worker.Uplink) ([]byte, error) {
 		if isSpare() {
+			prepare.Stop()
 			verb, began = r.Verb, time.Now()
 			if err := mounts.NewNamespace(); err != nil {
 				return nil, err
