@@ -78,8 +78,9 @@ bench: deps build images ## Compare speed with systemd-homed's in a guest, write
 bench-kdf: deps ## Time unlocking against cryptsetup, each time a new process (docs/performance.md)
 	CGO_ENABLED=0 $(GO) run ./vmtest/cmd/kdftime
 
-fixtures: ## Remake the fixtures with the real tools, in a guest (not built yet)
-	@echo 'make fixtures is not built yet' >&2; exit 1
+fixtures: deps build images ## Have the real systemd-homed 262 make home images as in fixtures/, in build/fixtures
+	@rm -rf $(OUT)/fixtures
+	CGO_ENABLED=0 HEARTH_TEST_VM=1 HEARTH_FIXTURES=$(CURDIR)/$(OUT)/fixtures $(GO) test -count=1 -v -timeout 30m ./vmtest/stories -run '^TestMakeFixtures$$'
 
 man: ## Show the man pages' lint and render them to build/man
 	@mkdir -p $(OUT)/man
