@@ -29,6 +29,7 @@ type visit struct {
 const (
 	unanswered = "\x00" // let a question be, and wait for what comes of it
 	around     = `echo $HOME $SHELL $SYSTEMD_HOME $SYSTEMD_HOME_SUSPEND; echo class $XDG_SESSION_CLASS $XDG_SESSION_TYPE $XDG_RUNTIME_DIR "${DBUS_SESSION_BUS_ADDRESS-no bus}" "${XDG_AREA-no area}" "${XDG_SESSION_INCOMPLETE-complete}" "${GREETING-no greeting}"; pwd; ps -o args= -p $$; sed 's/.*-slice//' /proc/self/cgroup; keyctl show @u | grep -c home-password`
+	withKey    = "ssh -o PreferredAuthentications=publickey "
 	opened     = "PASSWORD='" + password + "' " + atMost + "homectl activate ann </dev/null >/dev/null"
 	closed     = atMost + "homectl deactivate ann || :" // where nobody's leaving did
 )
@@ -49,6 +50,31 @@ var withKeys = []visit{
 	{name: "a key, open", argv: []string{"ssh", "ann@localhost"}, look: around, before: opened, after: closed},
 	{name: "a key, locked", argv: []string{"ssh", "ann@localhost"}, answers: []string{password}, look: around, before: opened + "; homectl lock ann", after: closed},
 	{name: "a key, locked account", user: "lea", argv: []string{"ssh", "-o", "LogLevel=INFO", "lea@localhost"}, answers: []string{password}},
+}
+
+// overSSH are the rest of these rows. @SHELL@ is the side's own shell of closed
+// homes.
+var overSSH = []visit{
+	{name: "no terminal", script: withKey + "ann@localhost true"},
+	{name: "no terminal, open", script: withKey + "ann@localhost 'pwd; id -un; echo $XDG_SESSION_CLASS'", before: opened, after: closed},
+	{name: "scp of old", script: "scp -O /etc/hostname ann@localhost:x"},
+	{name: "scp", script: "scp /etc/hostname ann@localhost:x"},
+	{name: "sftp", script: "echo pwd | sftp -b - ann@localhost"},
+	{name: "sftp inside of sshd", script: "printf 'pwd\nput /etc/hostname x\n' | sftp -b - bea@localhost", user: "bea",
+		before: "printf 'Match User bea\n  ForceCommand internal-sftp\n' >/etc/ssh/sshd_config.d/internal.conf; systemctl reload ssh.service",
+		after:  "rm /etc/ssh/sshd_config.d/internal.conf; systemctl reload ssh.service"},
+	{name: "password", argv: []string{"ssh", "-o", "PreferredAuthentications=password", "ann@localhost"}, answers: []string{password}, look: around},
+	{name: "password, wrong, right", argv: []string{"ssh", "-o", "PreferredAuthentications=password", "ann@localhost"}, answers: []string{"wrong", password}, look: "pwd"},
+	{name: "password, open", argv: []string{"ssh", "-o", "PreferredAuthentications=password", "ann@localhost"}, answers: []string{password}, look: "pwd", before: opened, after: closed},
+	{name: "password, locked", argv: []string{"ssh", "-o", "PreferredAuthentications=password", "ann@localhost"}, answers: []string{password}, look: "pwd", before: opened + "; homectl lock ann", after: closed},
+	{name: "password and an alias", argv: []string{"ssh", "-o", "PreferredAuthentications=password", "-o", "NumberOfPasswordPrompts=1", "annie@localhost"}, answers: []string{password}, look: around},
+	{name: "password, locked account", user: "lea", argv: []string{"ssh", "-o", "PreferredAuthentications=password", "-o", "NumberOfPasswordPrompts=1", "lea@localhost"}, answers: []string{password}},
+	{name: "keyboard-interactive", argv: []string{"ssh", "-o", "PreferredAuthentications=keyboard-interactive", "ann@localhost"}, answers: []string{password, password}, look: around},
+	{name: "keyboard-interactive, wrong, right", argv: []string{"ssh", "-o", "PreferredAuthentications=keyboard-interactive", "ann@localhost"}, answers: []string{"wrong", password, password}, look: "pwd"},
+	{name: "keyboard-interactive, open", argv: []string{"ssh", "-o", "PreferredAuthentications=keyboard-interactive", "ann@localhost"}, answers: []string{password}, look: "pwd", before: opened, after: closed},
+	{name: "keyboard-interactive, locked", argv: []string{"ssh", "-o", "PreferredAuthentications=keyboard-interactive", "ann@localhost"}, answers: []string{password, password}, look: "pwd", before: opened + "; homectl lock ann", after: closed},
+	{name: "the shell by hand", script: "PASSWORD='" + password + "' setpriv --reuid=ann --regid=ann --clear-groups @SHELL@"},
+	{name: "its calls by hand", script: `busctl call org.freedesktop.home1 /org/freedesktop/home1 org.freedesktop.home1.Manager ActivateHomeIfReferenced ss ann '{"password":["` + password + `"]}'`},
 }
 
 // byManager are the rows 10 and 14 U07, and 11 but for the boot: nobody sits in front
@@ -280,7 +306,7 @@ func TestSameDoors(t *testing.T) {
 	for _, part := range []struct {
 		name   string
 		visits []visit
-	}{{"keys", withKeys}, {"manager", byManager}, {"jobs", byJobs}, {"programs", byPrograms}} {
+	}{{"keys", withKeys}, {"ssh", overSSH}, {"manager", byManager}, {"jobs", byJobs}, {"programs", byPrograms}} {
 		t.Run(part.name, func(t *testing.T) {
 			p := install(t, vmtest.Options{Suite: vmtest.Forky})
 			if v := p.SystemdVersion(); v != 262 {
@@ -288,9 +314,16 @@ func TestSameDoors(t *testing.T) {
 			}
 			p.enable()
 			p.people()
-			ours := p.visits(part.visits)
+			play := func(shell string) transcript {
+				list := append([]visit(nil), part.visits...)
+				for i := range list {
+					list[i].script = strings.ReplaceAll(list[i].script, "@SHELL@", shell)
+				}
+				return p.visits(list)
+			}
+			ours := play("/usr/local/lib/hearth/homeshell")
 			p.theirs()
-			theirs := p.visits(part.visits)
+			theirs := play("/usr/bin/systemd-home-fallback-shell")
 
 			var names []string
 			for _, v := range part.visits {
