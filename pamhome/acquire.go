@@ -118,6 +118,13 @@ func (c *call) ask(a *asking, user string, q question, carried bool) (outcome, f
 			answer.Close()
 			carried = true
 			continue
+		case q.member == memberPassword && c.bySSH() && a.known.tried(answer):
+			// sshd answers all questions of one try with the one password that it
+			// was sent. Four more rejections of it would use up the service's rate
+			// limit, take a derivation each, and end the connection of somebody
+			// who has mistyped once. This failure lets sshd ask again.
+			answer.Close()
+			return ended, frame.AuthErr
 		case q.member == memberPIN:
 			a.known.setPIN(answer)
 		default:
@@ -308,6 +315,9 @@ func (c *call) cannotAsk(user string, inactive, locked bool) frame.Code {
 	}
 	return frame.ConvErr
 }
+
+// bySSH reports whether the login program is OpenSSH's.
+func (c *call) bySSH() bool { return c.Start.Service != nil && *c.Start.Service == "sshd" }
 
 // knownAnswer reports whether a call without secrets can only be answered with
 // BadPassword. Then it is not made: each one costs a slot of the rate limit.

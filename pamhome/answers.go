@@ -40,6 +40,10 @@ func (a *answers) learn(member string) {
 	}
 }
 
+// tried reports whether p is one of the passwords, all of which go along with
+// each call.
+func (a *answers) tried(p *secret.Bytes) bool { return slices.ContainsFunc(a.passwords, p.Equal) }
+
 // addPassword takes p over and puts it first.
 func (a *answers) addPassword(p *secret.Bytes) {
 	a.passwords = slices.DeleteFunc(a.passwords, func(o *secret.Bytes) bool {

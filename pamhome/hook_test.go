@@ -106,6 +106,27 @@ func TestWrongPasswords(t *testing.T) {
 	}
 }
 
+// TestSSHAnswersAlike: OpenSSH answers each question of one try with the same
+// password. It is tried once, and OpenSSH may ask its person again.
+func TestSSHAnswersAlike(t *testing.T) {
+	l := annLogin(t, "wrong", "wrong", "wrong", "wrong", "wrong")
+	l.items["service"], l.items["tty"] = "sshd", "ssh"
+	l.bus.script = slices.Repeat([]string{"BadPassword"}, 9)
+	l.expect("auth", frame.AuthErr)
+	l.wants(1, "AcquireHome")
+	// Who is asked one by one has five.
+	l = annLogin(t, "w1", "w2", "w3", "w4", "w5", "w6")
+	l.items["service"], l.items["tty"] = "sshd", "ssh"
+	l.bus.script = slices.Repeat([]string{"BadPassword"}, 9)
+	l.expect("auth", frame.MaxTries)
+	l.wants(5, "AcquireHome")
+	// A person at a terminal may well type the same again.
+	l = annLogin(t, "wrong", "wrong", "wrong", "wrong", "wrong")
+	l.bus.script = slices.Repeat([]string{"BadPassword"}, 9)
+	l.expect("auth", frame.MaxTries)
+	l.wants(5, "AcquireHome")
+}
+
 func TestAnswers(t *testing.T) {
 	for _, tc := range []struct {
 		name    string

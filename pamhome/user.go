@@ -174,7 +174,7 @@ func (c *call) rename(name string) frame.Code {
 	if name == c.raw {
 		return frame.Success
 	}
-	if c.Start.Phase == frame.Authenticate && c.Start.Service != nil && *c.Start.Service == "sshd" {
+	if c.Start.Phase == frame.Authenticate && c.bySSH() {
 		return frame.Success
 	}
 	code := c.Conv.SetUser(name)
