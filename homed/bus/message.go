@@ -55,7 +55,7 @@ type message struct {
 
 	path, iface, member, errName string
 	replySerial                  uint32
-	sender, sig                  string
+	sender, sig, dest            string
 
 	nfds uint32
 	fds  []int // not yet claimed ones are >= 0
@@ -139,7 +139,7 @@ func (m *message) field(r *reader) {
 	case fieldReplySerial:
 		m.replySerial = r.u32()
 	case fieldDestination:
-		r.str()
+		m.dest = string(r.str())
 	case fieldSender:
 		m.sender = string(r.str())
 	case fieldSignature:
@@ -162,7 +162,7 @@ func (m *message) close() {
 
 // arguments decodes the body. Its types are those of our method tables: s
 // becomes a []byte over the receive buffer, u uint32, t uint64, b bool, o
-// string, v a variant, a{sh} a blobs. Descriptors stay the message's.
+// string, v a variant, h a handle, a{sh} a blobs. Descriptors stay the message's.
 func (m *message) arguments() ([]any, error) {
 	r := &reader{p: m.body, order: m.order}
 	var out []any
@@ -330,6 +330,13 @@ func (r *reader) value(sig string, nfds int) any {
 		return r.boolean()
 	case "o":
 		return r.path()
+	case "h":
+		index := r.u32()
+		if int64(index) >= int64(nfds) {
+			r.fail("descriptor")
+			return handle(0)
+		}
+		return handle(index)
 	case "a{sh}":
 		out := blobs{}
 		for end := r.array(8); r.err == nil && r.pos < end; {

@@ -124,7 +124,7 @@ func (s *server) read(ctx context.Context, calls *sync.WaitGroup) error {
 	if err != nil {
 		return err
 	}
-	request := uint32(0)
+	request, own := uint32(0), uint32(0)
 	turns := &turns{last: map[string]chan struct{}{}}
 	for {
 		m, err := s.conn.read()
@@ -162,6 +162,10 @@ func (s *server) read(ctx context.Context, calls *sync.WaitGroup) error {
 				return ErrLost
 			}
 		case m.sender == driverName && m.typ == typeError:
+			if m.replySerial == own && own != 0 {
+				s.o.Log.Warn("the bus does not let us have our own name", "name", home1.OwnName, "error", m.errName)
+				s.acquired()
+			}
 			if m.replySerial == hello || m.replySerial == request {
 				err := fmt.Errorf("ask the bus for a name: %s", m.errName)
 				m.close()
@@ -180,11 +184,25 @@ func (s *server) read(ctx context.Context, calls *sync.WaitGroup) error {
 				return fmt.Errorf("another service owns %s", s.o.Name)
 			}
 			s.o.Log.Info("serving on the bus", "name", s.o.Name)
-			if s.o.Acquired != nil {
-				s.o.Acquired()
+			// Only who serves home1 may be asked under the other name, and
+			// all works without it.
+			if own, err = s.conn.callDriver("RequestName", home1.OwnName, uint32(4)); err != nil {
+				m.close()
+				return err
 			}
+		case m.sender == driverName && m.typ == typeReply && m.replySerial == own:
+			if a, err := m.arguments(); err != nil || len(a) != 1 || m.sig != "u" || a[0] != uint32(1) {
+				s.o.Log.Warn("another service owns our own name", "name", home1.OwnName)
+			}
+			s.acquired()
 		}
 		m.close()
+	}
+}
+
+func (s *server) acquired() {
+	if s.o.Acquired != nil {
+		s.o.Acquired()
 	}
 }
 
@@ -403,7 +421,12 @@ func (s *server) answer(ctx context.Context, c *call, turn <-chan struct{}) ([]a
 			return nil, ctx.Err()
 		}
 	}
-	n, err := s.resolve(ctx, m.path)
+	var n *node
+	if m.dest == home1.OwnName {
+		n, err = resolveOwn(m.path)
+	} else {
+		n, err = s.resolve(ctx, m.path)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -425,7 +448,10 @@ func (s *server) answer(ctx context.Context, c *call, turn <-chan struct{}) ([]a
 	if c.args, err = m.arguments(); err != nil {
 		return nil, fault.New(fault.InvalidArgs, "decode arguments", err)
 	}
-	if len(m.fds) > 0 {
+	if err := s.unseal(c); err != nil {
+		return nil, err
+	}
+	if len(m.fds) > handles(method) {
 		if !s.held.takeBlobs(uid) {
 			return nil, fault.New(fault.LimitsExceeded, "take call", fmt.Errorf("UID %d has too many with files", uid))
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -26,7 +27,13 @@ const lookupTimeout = 25 * time.Second
 // several goroutines, and return errors that are *fault.Error: the kind comes
 // from the bus error's name, the text is the service's. The service may be
 // Hearth's or systemd-homed.
-type Client struct{ conn *busconn.Caller }
+//
+// Passwords go to OwnManager, where the bus does not see them. A service without
+// it is asked in the plain way, from the first call on that could not be delivered.
+type Client struct {
+	conn  *busconn.Caller
+	plain atomic.Bool // the service has no OwnManager
+}
 
 // HomeInfo is what the look-ups tell of a home.
 type HomeInfo struct {
@@ -104,7 +111,17 @@ func (c *Client) query(ctx context.Context, user, method string, args ...any) ([
 	if ctx.Err() != nil {
 		return nil, contextFault(ctx, op)
 	}
-	call, err := c.send(method, args)
+	own := !c.plain.Load() && carriesSecret(args) && OwnManager.Method(method) != nil
+	var call *busconn.Call
+	var err error
+	if own {
+		// No memfd, no descriptor left: the plain way needs none.
+		call, err = c.sendSealed(method, args)
+		own = err == nil
+	}
+	if !own {
+		call, err = c.send(method, args)
+	}
 	if err != nil {
 		return nil, fault.New(fault.Unknown, op, err)
 	}
@@ -118,6 +135,10 @@ func (c *Client) query(ctx context.Context, user, method string, args ...any) ([
 			closeFDs(call.Body)
 		}()
 		return nil, contextFault(ctx, op)
+	}
+	if own && undelivered(call) {
+		c.plain.Store(true)
+		return c.query(ctx, user, method, args...)
 	}
 	if call.Err != nil {
 		return nil, busFault(op, user, call.Err)
@@ -142,20 +163,88 @@ func (c *Client) send(method string, args []any) (*busconn.Call, error) {
 		if m == nil {
 			return nil, fmt.Errorf("%s is no method of %s", method, ManagerInterface)
 		}
-		msg := &dbus.Message{Type: dbus.TypeMethodCall, Body: body, Headers: map[dbus.HeaderField]dbus.Variant{
-			dbus.FieldDestination: dbus.MakeVariant(Name),
-			dbus.FieldPath:        dbus.MakeVariant(dbus.ObjectPath(ManagerPath)),
-			dbus.FieldInterface:   dbus.MakeVariant(ManagerInterface),
-			dbus.FieldMember:      dbus.MakeVariant(method),
-		}}
-		if m.Action != "" {
-			msg.Flags = dbus.FlagAllowInteractiveAuthorization
-		}
-		if len(body) > 0 {
-			msg.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(body...))
-		}
-		return c.conn.Go(msg), nil
+		return c.conn.Go(message(Name, ManagerPath, ManagerInterface, m, body)), nil
 	})
+}
+
+func message(name, path, iface string, m *Method, body []any) *dbus.Message {
+	msg := &dbus.Message{Type: dbus.TypeMethodCall, Body: body, Headers: map[dbus.HeaderField]dbus.Variant{
+		dbus.FieldDestination: dbus.MakeVariant(name),
+		dbus.FieldPath:        dbus.MakeVariant(dbus.ObjectPath(path)),
+		dbus.FieldInterface:   dbus.MakeVariant(iface),
+		dbus.FieldMember:      dbus.MakeVariant(m.Name),
+	}}
+	if m.Action != "" {
+		msg.Flags = dbus.FlagAllowInteractiveAuthorization
+	}
+	if len(body) > 0 {
+		msg.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(body...))
+	}
+	return msg
+}
+
+// carriesSecret says whether a call has anything to hide.
+func carriesSecret(args []any) bool {
+	for _, a := range args {
+		if s, ok := a.(*secret.Bytes); ok && s != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// sendSealed is send to OwnManager. What it borrows ends with it, too: the bus
+// has descriptors of the memfds by then.
+func (c *Client) sendSealed(method string, args []any) (*busconn.Call, error) {
+	body := make([]any, len(args))
+	for i, a := range args {
+		s, ok := a.(*secret.Bytes)
+		if !ok {
+			body[i] = a
+			continue
+		}
+		f, err := seal(s)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		body[i] = dbus.UnixFD(f.Fd())
+	}
+	msg := message(OwnName, OwnPath, OwnInterface, OwnManager.Method(method), body)
+	// Nobody is started for it: who is asked has the other name already, or is
+	// started by the plain call.
+	msg.Flags |= dbus.FlagNoAutoStart
+	return c.conn.Go(msg), nil
+}
+
+func seal(s *secret.Bytes) (f *os.File, err error) {
+	if s == nil {
+		return secret.Sealed("secret", []byte("{}"))
+	}
+	err = s.Use(func(p []byte) error {
+		f, err = secret.Sealed("secret", p)
+		return err
+	})
+	return f, err
+}
+
+// undelivered says that no service took the call, so that it may be made once
+// more in the plain way without a wrong password counting twice: the bus knows
+// nobody of the name or, by its policy, lets nobody through, or the service
+// knows no such thing.
+func undelivered(call *busconn.Call) bool {
+	var d dbus.Error
+	if !errors.As(call.Err, &d) {
+		return false
+	}
+	const prefix = "org.freedesktop.DBus.Error."
+	switch d.Name {
+	case prefix + "ServiceUnknown", prefix + "NameHasNoOwner", prefix + "AccessDenied":
+		return call.Sender == "org.freedesktop.DBus"
+	case prefix + "UnknownMethod", prefix + "UnknownObject", prefix + "UnknownInterface":
+		return true
+	}
+	return false
 }
 
 // lend puts each secret of body, from index i on, into its place as a string

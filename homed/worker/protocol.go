@@ -242,27 +242,6 @@ func sendWith(c *net.UnixConn, data []byte, f *os.File) error {
 	return sendErr
 }
 
-// sealed returns a memfd with the data that nobody can change any more, read
-// from its start.
-func sealed(name string, data []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		return nil, fmt.Errorf("create memfd: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), name)
-	if _, err = f.Write(data); err == nil {
-		_, err = f.Seek(0, io.SeekStart)
-	}
-	if err == nil {
-		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("fill memfd: %w", err)
-	}
-	return f, nil
-}
-
 // readRecord reads a memfd to its end.
 func readRecord(f *os.File) ([]byte, error) {
 	info, err := f.Stat()

@@ -114,7 +114,7 @@ func serve(record *os.File, conn *net.UnixConn, handle func(context.Context, Req
 	case err != nil:
 		answer.Fault = wrongOf(err)
 	case out != nil:
-		if f, err = sealed("record", out); err != nil {
+		if f, err = secret.Sealed("record", out); err != nil {
 			answer.Fault = wrongOf(err)
 			break
 		}
@@ -255,7 +255,7 @@ func (u *uplink) ImageLock(f *os.File) error {
 
 func (u *uplink) Keep(record []byte) error {
 	const op = "have record saved"
-	f, err := sealed("record", record)
+	f, err := secret.Sealed("record", record)
 	if err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}

@@ -257,7 +257,7 @@ func TestSpareIsToldNonsense(t *testing.T) {
 		func(w *idle) error { _, err := w.conn.Write([]byte("{}")); return err },
 		func(w *idle) error { return sendWith(w.conn, []byte(`{"verb":"echo","secrets":-1}`), os.Stdin) },
 		func(w *idle) error {
-			f, err := sealed("parameters", []byte("{}"))
+			f, err := secret.Sealed("parameters", []byte("{}"))
 			if err != nil {
 				return err
 			}

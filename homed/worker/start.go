@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/fault"
+	"hearth/internal/secret"
 )
 
 // answerGrace is how long a worker may take to exit after its answer.
@@ -156,10 +157,10 @@ func compose(r Request) (m *message, err error) {
 	if err != nil {
 		return m, err
 	}
-	if m.params, err = sealed("parameters", text); err != nil {
+	if m.params, err = secret.Sealed("parameters", text); err != nil {
 		return m, err
 	}
-	m.record, err = sealed("record", r.Record)
+	m.record, err = secret.Sealed("record", r.Record)
 	return m, err
 }
 

@@ -30,6 +30,8 @@ type Call struct {
 	Body []any
 	// Err is a dbus.Error, or why there is no answer.
 	Err error
+	// Sender is who sent a dbus.Error; the bus itself is org.freedesktop.DBus.
+	Sender string
 }
 
 // DialSystem connects to the system bus, or where DBUS_SYSTEM_BUS_ADDRESS
@@ -163,6 +165,7 @@ func (c *Caller) take(buf []byte, fds []int) error {
 		for fd := range shown {
 			CloseAll([]int{fd})
 		}
+		call.Sender, _ = m.Headers[dbus.FieldSender].Value().(string)
 		call.end(nil, dbus.Error{Name: name, Body: m.Body})
 	default:
 		call.end(m.Body, nil)
