@@ -35,6 +35,7 @@ func TestBus(t *testing.T) {
 	}{
 		{"keys that sign records", signingKeys},
 		{"references", references},
+		{"what the bus sees", busSees},
 		{"who keeps a home busy", busyHome},
 		{"polkit", polkitRules},
 		{"guessing", guessing},
@@ -252,6 +253,52 @@ func busyHome(p *product) {
 	}
 	p.MustSh("systemctl stop roots.service")
 	p.becomes("ann", "inactive")
+}
+
+// busSees looks at the system bus with root's eyes, through a monitor, while
+// ann's password is used: by our programs, who hand it over in memfds, and by
+// systemd's homectl, who knows the strings alone.
+func busSees(p *product) {
+	t := p.t
+	p.MustSh(`systemd-run --quiet --unit=eyes -p StandardOutput=file:/tmp/eyes -p StandardError=file:/tmp/eyes.err busctl monitor
+		for i in $(seq 100); do grep -q Monitoring /tmp/eyes /tmp/eyes.err && exit 0; sleep 0.1; done; cat /tmp/eyes.err; exit 1`)
+	defer p.Sh("systemctl stop eyes.service; rm -f /tmp/eyes /tmp/eyes.err")
+	// all waits until what was on the bus is seen.
+	all := func(mark string) {
+		t.Helper()
+		p.Sh(atMost + "busctl call " + manager + "GetHomeByName s " + mark)
+		p.MustSh("for i in $(seq 100); do grep -q '" + mark + "' /tmp/eyes && exit 0; sleep 0.1; done; tail -n 50 /tmp/eyes; exit 1")
+	}
+	calls := func(iface, member string) string {
+		t.Helper()
+		return strings.TrimSpace(p.MustSh("grep -cE 'Interface=" + iface + " +Member=" + member + "$' /tmp/eyes || :"))
+	}
+	own, plain := "org.hearth.Home1.Manager", "org.freedesktop.home1.Manager"
+	p.with(password, "authenticate ann")
+	if r := p.Sh("PASSWORD='" + password + "' timeout 60 runuser -u ann -- homectl authenticate ann </dev/null"); r.Code != 0 {
+		t.Errorf("her own homectl: %v", r)
+	}
+	logout(p.login("ann", password))
+	p.denied(p.with("falsch", "--no-ask-password authenticate ann"), "")
+	all("first-mark")
+	if n := calls(own, "AuthenticateHome"); n != "3" {
+		t.Errorf("%s calls of our AuthenticateHome", n)
+	}
+	if n := calls(own, "AcquireHome"); n != "1" {
+		t.Errorf("%s calls of our AcquireHome", n)
+	}
+	for _, secret := range []string{password, "falsch"} {
+		if out := p.MustSh("grep -F -B20 '" + secret + "' /tmp/eyes || :"); out != "" {
+			t.Errorf("the bus saw the password:\n%s", out)
+		}
+	}
+	if r := p.Sh("PASSWORD='" + password + "' " + real + "authenticate ann </dev/null"); r.Code != 0 {
+		t.Errorf("systemd's homectl: %v", r)
+	}
+	all("second-mark")
+	if n := calls(plain, "AuthenticateHome"); n == "0" || p.Sh("grep -qF '"+password+"' /tmp/eyes").Code != 0 {
+		t.Errorf("%s plain calls of AuthenticateHome, or the monitor does not show what is in them", n)
+	}
 }
 
 func polkitRules(p *product) {
