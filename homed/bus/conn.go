@@ -86,10 +86,16 @@ func (c *conn) refuse(m *message, name, text string) error {
 
 // emit broadcasts a signal.
 func (c *conn) emit(path, iface, member string, body ...any) error {
+	return c.tell("", path, iface, member, body...)
+}
+
+// tell sends a signal to one connection, to all if its name is empty.
+func (c *conn) tell(to, path, iface, member string, body ...any) error {
 	_, err := c.Send(&dbus.Message{Type: dbus.TypeSignal, Flags: dbus.FlagNoReplyExpected, Body: body, Headers: headers(map[dbus.HeaderField]any{
-		dbus.FieldPath:      dbus.ObjectPath(path),
-		dbus.FieldInterface: iface,
-		dbus.FieldMember:    member,
+		dbus.FieldDestination: to,
+		dbus.FieldPath:        dbus.ObjectPath(path),
+		dbus.FieldInterface:   iface,
+		dbus.FieldMember:      member,
 	}, body)})
 	return err
 }

@@ -259,6 +259,9 @@ func (s *server) operate(ctx context.Context, c *call, n *node) ([]any, error) {
 			return nil, err
 		}
 	}
+	if c.msg.dest == home1.OwnName {
+		op.Progress = s.progress(c)
+	}
 	begin, guess := time.Now(), guesses(op.Secrets, op.OldSecrets)
 	handedOver = true
 	result, err := s.o.Manager.Do(ctx, op)

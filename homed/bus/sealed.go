@@ -93,6 +93,14 @@ func (s *server) readSealed(c *call, fd int) ([]byte, error) {
 	return text, nil
 }
 
+// progress tells the caller how far its call is. That it is gone is no failure.
+func (s *server) progress(c *call) func(stage string, done, total uint64) {
+	to, serial, user := c.msg.sender, c.msg.serial, c.user
+	return func(stage string, done, total uint64) {
+		_ = s.conn.tell(to, home1.OwnPath, home1.OwnInterface, "Progress", user, serial, stage, done, total)
+	}
+}
+
 // handles is how many descriptors a call of the method brings as arguments.
 func handles(m *home1.Method) int {
 	n := 0

@@ -2,11 +2,15 @@ package bus
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +23,7 @@ import (
 	"hearth/internal/fault"
 	"hearth/internal/secret"
 	"hearth/internal/testenv"
+	"hearth/records"
 )
 
 // dialAs is a client of another user's: the kernel notes the thread's uid.
@@ -437,5 +442,113 @@ func TestOwnName(t *testing.T) {
 		if !strings.HasPrefix(got, "org.freedesktop.DBus.Error.UnknownMethod") {
 			t.Errorf("%s: %s", what, got)
 		}
+	}
+}
+
+// TestSealedWork: with the real worker, the right password is right in a memfd,
+// a wrong one wrong and counted once, and who calls is told of the stages, in
+// time, and nobody else.
+func TestSealedWork(t *testing.T) {
+	testenv.Need(t, "root")
+	worker := t.TempDir() + "/homework"
+	cmd := exec.Command("go", "build", "-o", worker, "../../cmd/homework")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r := serveWith(t, worker)
+	password, err := secret.Copy([]byte("geheim"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer password.Close()
+	hash, err := records.HashPassword(password, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const right, wrong = `{"password":["geheim"]}`, `{"password":["falsch"]}`
+	signals := make(chan *dbus.Signal, 64)
+	r.raw.Signal(signals)
+	stranger, err := dbus.Connect(r.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	overheard := make(chan *dbus.Signal, 64)
+	stranger.Signal(overheard)
+	for _, c := range []*dbus.Conn{r.raw, stranger} {
+		if err := c.AddMatchSignal(dbus.WithMatchInterface(home1.OwnInterface)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	record := `{"userName":"ann","disposition":"regular","storage":"directory","enforcePasswordPolicy":false,"privileged":{"hashedPassword":["` + hash + `"]},"secret":` + right + `}`
+	own := r.raw.Object(home1.OwnName, home1.OwnPath)
+	call := own.Call(home1.OwnInterface+".CreateHome", 0, sealedFor(t, "CreateHome", []any{record})...)
+	if call.Err != nil {
+		t.Fatal(call.Err)
+	}
+	var stages []string
+	for len(signals) > 0 {
+		s := <-signals
+		if s.Name != home1.OwnInterface+".Progress" || s.Path != home1.OwnPath {
+			continue
+		}
+		var user, stage string
+		var serial uint32
+		var done, total uint64
+		if err := dbus.Store(s.Body, &user, &serial, &stage, &done, &total); err != nil {
+			t.Fatal(err)
+		}
+		if user != "ann" || serial == 0 || total != 0 && done > total {
+			t.Errorf("signal says %v", s.Body)
+		}
+		stages = append(stages, stage)
+	}
+	if !slices.Contains(stages, "populate") {
+		t.Errorf("before the answer stages %q were told", stages)
+	}
+	if err := stranger.BusObject().Call(driverIface+".GetId", 0).Err; err != nil {
+		t.Fatal(err)
+	}
+	for len(overheard) > 0 {
+		if s := <-overheard; strings.HasPrefix(s.Name, home1.OwnInterface) {
+			t.Errorf("a stranger is told %v", s)
+		}
+	}
+	authenticate := func(text string) string {
+		return errName(own.Call(home1.OwnInterface+".AuthenticateHome", 0, sealedFor(t, "AuthenticateHome", []any{"ann", text})...).Err)
+	}
+	for text, want := range map[string]string{right: "", "{}": home1.Name + ".BadPassword"} {
+		if got := authenticate(text); got != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+	}
+	// Of a client, a wrong password is one attempt.
+	bad := func() float64 {
+		t.Helper()
+		text, _, err := r.client.GetUserRecordByName(t.Context(), "ann")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var doc struct {
+			Status map[string]map[string]any
+		}
+		if err := json.Unmarshal(text, &doc); err != nil {
+			t.Fatal(err)
+		}
+		n, _ := doc.Status[machineID]["badAuthenticationCounter"].(float64)
+		return n
+	}
+	falsch, err := secret.Copy([]byte(wrong))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer falsch.Close()
+	before := bad()
+	if err := r.client.AuthenticateHome(t.Context(), "ann", falsch); !fault.Is(err, fault.BadPassword) {
+		t.Errorf("a wrong password: %v", err)
+	}
+	if after := bad(); after != before+1 {
+		t.Errorf("attempts went from %v to %v", before, after)
 	}
 }

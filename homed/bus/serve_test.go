@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"encoding/xml"
@@ -64,12 +65,16 @@ func tempLayout(t *testing.T) config.Layout {
 	return layout
 }
 
-func serve(t *testing.T) *rig {
+func serve(t *testing.T) *rig { return serveWith(t, "") }
+
+// serveWith starts that program for the work on storage.
+func serveWith(t *testing.T, worker string) *rig {
 	t.Helper()
 	r := &rig{address: testenv.Bus(t), level: new(slog.LevelVar)}
 	layout := tempLayout(t)
+	layout.Worker = cmp.Or(worker, layout.Worker)
 	machine := records.Machine{ID: machineID, Hostname: "test", HomeRoot: layout.HomeRoot}
-	m, err := manager.New(manager.Options{Layout: layout, Machine: machine, Accounts: nobody{}, SharedMounts: true, Grace: time.Millisecond})
+	m, err := manager.New(manager.Options{Layout: layout, Machine: machine, Accounts: nobody{}, SharedMounts: worker == "", Grace: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

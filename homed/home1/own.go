@@ -14,7 +14,12 @@ const (
 // memfd with the text in it (secret.Sealed). The bus passes the descriptor on and
 // never has the text. The rows are made of the manager's own, so that who may
 // call is the same by construction.
-var OwnManager = &Interface{Name: OwnInterface, Methods: sealedMethods()}
+//
+// Progress goes to the caller alone while its call runs, and names it by its
+// serial. A stage is a word for people; total 0 means that its end is unknown.
+var OwnManager = &Interface{Name: OwnInterface, Methods: sealedMethods(), Signals: []Signal{
+	{Name: "Progress", Args: args("s", "user_name", "u", "serial", "s", "stage", "t", "done", "t", "total")},
+}}
 
 func sealedMethods() []Method {
 	var out []Method

@@ -123,6 +123,10 @@ type Operation struct {
 	// Posted, if set, is called once the operation has its place in the order
 	// of events, while Do goes on to wait for its end.
 	Posted func()
+	// Progress, if set, is told each stage of the operation's workers, in order,
+	// before Do returns, unless Do's context ended first. total 0 means that the
+	// end of the stage is unknown.
+	Progress func(stage string, done, total uint64)
 }
 
 // Result is what came of an Operation.

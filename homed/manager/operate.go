@@ -297,8 +297,10 @@ func (m *Manager) work(e *entry, s home.Start, subject records.Subject, secrets 
 			Offline:               s.Call.Offline,
 		},
 	}
+	var progress func(string, uint64, uint64)
 	if c := m.calls[s.Call.ID]; c != nil {
 		r.Blobs, r.Params.MadeOf = c.op.Blobs, c.madeOf
+		progress = c.op.Progress
 	}
 	log := m.logOf(e).With("HOME_VERB", string(s.Work))
 	// Not the caller's context: a terminal that closes must not leave half a
@@ -319,6 +321,9 @@ func (m *Manager) work(e *entry, s home.Start, subject records.Subject, secrets 
 		for ev := range p.Events() {
 			if ev.Answer != nil && (s.Work == home.WorkLock || s.Work == home.WorkUnlock) {
 				m.thawUnlessLocked(log, e.name, uid)
+			}
+			if p := ev.Progress; p != nil && progress != nil {
+				progress(p.Stage, p.Done, p.Total)
 			}
 			m.deliver(e, s, ev)
 		}
