@@ -52,7 +52,7 @@ test-root: ## Tests that need root: loop devices, mounts (dm-crypt is in the gue
 # Two guests side by side, one per processor.
 test-vm: deps build images ## Tests in guests: real PAM, logind and dm-crypt, beside the real systemd-homed
 	@echo '== guest tests'
-	@$(RUN) env CGO_ENABLED=0 HEARTH_TEST_VM=1 $(GO) test -json -count=1 -p 1 -parallel 2 -timeout 25m ./vmtest/... $(REPORT)
+	@$(RUN) env CGO_ENABLED=0 HEARTH_TEST_VM=1 $(GO) test -json -count=1 -p 1 -parallel 2 -timeout 50m ./vmtest/... $(REPORT)
 
 images: deps
 	@CGO_ENABLED=0 $(GO) run ./vmtest/cmd/guestimage
