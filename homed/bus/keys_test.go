@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/godbus/dbus/v5"
-
 	"hearth/homed/home1"
 	"hearth/internal/testenv"
 )
@@ -72,18 +70,8 @@ func TestSigningKeys(t *testing.T) {
 func TestSigningKeysPolkit(t *testing.T) {
 	testenv.Need(t, "root", "busctl")
 	r := serve(t)
-	pk, err := dbus.Connect(r.address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pk.Close()
 	a := &authority{}
-	if err := pk.Export(a, polkitPath, polkitIface); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := pk.RequestName(polkitName, 0); err != nil {
-		t.Fatal(err)
-	}
+	r.polkit(t, a)
 	if got := r.as(t, 1500, "RemoveSigningKey", "st", "foo.public", "0"); !strings.Contains(got, "does not exist") {
 		t.Errorf("removing an unknown key: %s", got)
 	}

@@ -35,18 +35,8 @@ func (a *slowAuthority) CheckAuthorization(_ struct {
 func TestPolkitAnswersLate(t *testing.T) {
 	testenv.Need(t, "root", "busctl")
 	r := serve(t)
-	pk, err := dbus.Connect(r.address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pk.Close()
 	a := &slowAuthority{asked: make(chan string), answer: make(chan bool)}
-	if err := pk.Export(a, polkitPath, polkitIface); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := pk.RequestName(polkitName, 0); err != nil {
-		t.Fatal(err)
-	}
+	r.polkit(t, a)
 	remove := func() chan string {
 		out := make(chan string, 1)
 		go func() { out <- r.as(t, 1500, "RemoveHome", "s", "ann") }()

@@ -98,18 +98,8 @@ func TestSealedIsThePlainCall(t *testing.T) {
 	testenv.Need(t, "root")
 	r := serve(t)
 	r.register(t, "ann", map[string]any{"uid": 60456})
-	pk, err := dbus.Connect(r.address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pk.Close()
 	a := &authority{}
-	if err := pk.Export(a, polkitPath, polkitIface); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := pk.RequestName(polkitName, 0); err != nil {
-		t.Fatal(err)
-	}
+	r.polkit(t, a)
 	files := map[string]dbus.UnixFD{}
 	const right, wrong = `{"password":["geheim"]}`, `{"password":["falsch"]}`
 	var calls [][]any
@@ -309,7 +299,7 @@ func TestTheBusSeesNoPassword(t *testing.T) {
 	}
 	defer section.Close()
 	record := []byte(`{"userName":"ann","disposition":"regular"}`)
-	m := monitor(t, r.address)
+	m := r.monitor(t)
 	ctx := t.Context()
 	for what, err := range map[string]error{
 		"acquire":         func() error { _, err := r.client.AcquireHome(ctx, "ann", section, false); return err }(),
@@ -346,18 +336,9 @@ type eyes struct {
 	marks int
 }
 
-func monitor(t *testing.T, address string) *eyes {
+func (r *rig) monitor(t *testing.T) *eyes {
 	t.Helper()
-	c, err := connect(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	hello, err := c.callDriver("Hello")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.answerTo(t, hello).close()
+	c := r.guest(t)
 	body := []any{[]string{}, uint32(0)}
 	serial, err := c.Send(&dbus.Message{Type: dbus.TypeMethodCall, Body: body, Headers: headers(map[dbus.HeaderField]any{
 		dbus.FieldDestination: driverName, dbus.FieldPath: dbus.ObjectPath(driverPath),

@@ -493,6 +493,22 @@ func TestSignals(t *testing.T) {
 	}
 }
 
+// polkit has a answer on the bus as polkit, until the test ends.
+func (r *rig) polkit(t *testing.T, a any) {
+	t.Helper()
+	pk, err := dbus.Connect(r.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = pk.Close() })
+	if err := pk.Export(a, polkitPath, polkitIface); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pk.RequestName(polkitName, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // authority is polkit as far as we ask it.
 type authority struct {
 	mu    sync.Mutex
@@ -557,18 +573,8 @@ func TestGates(t *testing.T) {
 	expect("acquire is open", r.as(t, 1500, "AcquireHome", "ssb", "ann", "{}", "false"), "missing or not plugged in")
 	expect("without polkit", r.as(t, 1500, "RemoveHome", "s", "ann"), "Access denied")
 
-	pk, err := dbus.Connect(r.address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pk.Close()
 	a := &authority{}
-	if err := pk.Export(a, polkitPath, polkitIface); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := pk.RequestName(polkitName, 0); err != nil {
-		t.Fatal(err)
-	}
+	r.polkit(t, a)
 	expect("no", r.as(t, 1500, "RemoveHome", "s", "ann"), "Access denied")
 	expect("challenge", r.as(t, 1500, "AuthenticateHome", "ss", "ann", "{}"), "requires interactive authentication")
 	expect("polkit fails", r.as(t, 1500, "ChangePasswordHome", "sss", "ann", "{}", "{}"), "Access denied")
